@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Installs the project into .venv and checks it: style, types, import arrows, tests. Stops at the first failure.
+# Arguments go to pytest: scripts/test.sh -k ledger --slow
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+
+ensure_environment dev
+
+# mypy and import-linter read a package as one folder, and ours are several, so they get one made of links.
+tree=build/tree
+rm -rf "$tree"
+mkdir -p "$tree/slotwise"
+ln -s "$PWD"/slotwise/* "$PWD"/{core,models,plans,backends,engine} "$tree/slotwise/"
+
+heading "ruff check"
+.venv/bin/ruff check
+
+heading "ruff format"
+.venv/bin/ruff format --check
+
+heading "mypy --strict"
+MYPYPATH=$tree .venv/bin/mypy --strict -p slotwise
+
+heading "import arrows"
+(cd "$tree" && ../../.venv/bin/lint-imports --no-logo --config ../../pyproject.toml --cache-dir ../../.import_linter_cache)
+
+heading "pytest"
+.venv/bin/python -m pytest "$@"
