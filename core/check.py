@@ -1,0 +1,84 @@
+"""The graph checker.
+
+Owns `check_graph`. What always holds after it: SSA (each value is defined once, before its uses), every node's specs and
+effects are what its contract infers, caches are declared, and no cache is read before the node that writes it. It runs
+after every pass, so a pass that breaks the IR is named at once.
+"""
+
+from __future__ import annotations
+
+from slotwise.core.errors import GraphError
+from slotwise.core.graph import Graph, Node, Value
+from slotwise.core.ops import contract_of
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise GraphError, with the lines around the fault, when `graph` breaks a rule of the IR."""
+    defined: dict[str, Value] = {}
+    layers = {cache.layer for cache in graph.caches}
+    if len(layers) != len(graph.caches):
+        raise GraphError(f"graph {graph.name}: a layer's cache is declared twice")
+    for value in (*graph.inputs, *(parameter.value for parameter in graph.parameters)):
+        _define(graph, value, defined, None)
+    cache_values: dict[str, Value] = {}
+    written: set[int] = set()
+    for index, node in enumerate(graph.nodes):
+        for operand in node.inputs:
+            if operand is None:
+                continue
+            if operand.kind == "cache":
+                known = cache_values.setdefault(operand.name, operand)
+            elif operand.name not in defined:
+                raise _fault(graph, index, f"{operand.name} is used before it is defined")
+            else:
+                known = defined[operand.name]
+            if known != operand:
+                raise _fault(
+                    graph,
+                    index,
+                    f"{operand.name} is {operand.spec} here, but was defined as {known.spec} ({known.kind})",
+                )
+        _check_contract(graph, index, node)
+        for effect in node.effects:
+            if effect.layer not in layers:
+                raise _fault(graph, index, f"{effect} names a cache that the graph does not declare")
+            if effect.kind == "writes":
+                written.add(effect.layer)
+            elif effect.layer not in written:
+                raise _fault(graph, index, f"{effect} before any node has written this step's tokens to it")
+        for value in node.outputs:
+            _define(graph, value, defined, index)
+    for value in graph.outputs:
+        if defined.get(value.name) != value:
+            raise GraphError(f"graph {graph.name}: output {value.name}: {value.spec} is not defined by any node")
+
+
+def _check_contract(graph: Graph, index: int, node: Node) -> None:
+    try:
+        contract = contract_of(node.op)
+        attrs = contract.complete_attrs(node.attr_dict)
+        specs = contract.infer(tuple(None if v is None else v.spec for v in node.inputs), attrs)
+    except GraphError as error:
+        raise _fault(graph, index, str(error)) from error
+    if specs != tuple(value.spec for value in node.outputs):
+        expected = ", ".join(map(str, specs))
+        raise _fault(graph, index, f"outputs do not follow from the inputs; the contract infers {expected}")
+    if node.effects != contract.effects_of(attrs):
+        expected = "; ".join(map(str, contract.effects_of(attrs))) or "none"
+        raise _fault(graph, index, f"effects do not follow from the contract, which says: {expected}")
+    for argument, operand in zip(contract.inputs, node.inputs, strict=True):
+        if operand is not None and (operand.kind == "cache") != (argument.cache != "pure"):
+            raise _fault(graph, index, f"{operand.name} is a {operand.kind}, unlike the contract's {argument.name!r}")
+
+
+def _define(graph: Graph, value: Value, defined: dict[str, Value], index: int | None) -> None:
+    if value.name in defined:
+        message = f"{value.name} is defined twice; in SSA each value has one definition"
+        raise _fault(graph, index, message) if index is not None else GraphError(f"graph {graph.name}: {message}")
+    defined[value.name] = value
+
+
+def _fault(graph: Graph, index: int, message: str) -> GraphError:
+    from slotwise.core.printer import format_around
+
+    return GraphError(f"graph {graph.name}, node {index}: {message}\n{format_around(graph, index)}")

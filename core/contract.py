@@ -1,0 +1,221 @@
+"""Op contracts: the declaration around the plain function that defines an op.
+
+Owns `Argument`, `OpContract`, `Case`, `Cost` and `Tolerance`. What always holds: the function is the op's meaning, it is
+what the reference backend runs, and run in float64 it is the oracle; shapes and dtypes are inferred by matching named
+dimensions, so a contract and its function cannot disagree unnoticed (the cases run both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from slotwise.core.errors import ContractError, GraphError, nearest
+from slotwise.core.graph import Attr, Effect
+from slotwise.core.specs import Dim, DType, TensorSpec, dim_size
+
+CacheEffect = Literal["pure", "reads", "writes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An input or output: its name, named dimensions, and dtype.
+
+    `dtype` is a `DType`, or the name of a dtype variable: all arguments that say `"float"` share one floating-point
+    type. `dims` are names to be matched (`"T"`), sizes, or a name plus a constant (`"B+1"`). `cache` marks a K/V cache:
+    `reads`, or `writes` when the op changes it in place.
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    dtype: DType | str = "float"
+    optional: bool = False
+    cache: CacheEffect = "pure"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call must at least do: bytes moved between memory and the chip, and floating-point operations."""
+
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """`|got - oracle| <= absolute + relative * |oracle|`; both zero means bit-equal to the rounded oracle."""
+
+    absolute: float
+    relative: float
+
+
+EXACT = Tolerance(0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One input for validation: tensors in argument order (None for an optional one left out) and attributes.
+
+    Floating-point tensors come in float64; a test rounds them to the dtype under test first, so that the oracle sees
+    the very numbers that the kernel sees.
+    """
+
+    name: str
+    inputs: tuple[torch.Tensor | None, ...]
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+
+
+CaseMaker = Callable[[torch.Generator], Iterable[Case]]
+CostRule = Callable[[Mapping[str, int], int, Mapping[str, Attr]], Cost]
+
+
+@dataclass(frozen=True, slots=True)
+class OpContract:
+    """The declaration of an op. `required` attributes must be given; `defaults` may be left out.
+
+    `function(*inputs, **attrs)` returns a tensor or a tuple in the order of `outputs` (None when there are none); an
+    argument with `cache="writes"` is changed in place. `rows` names the dimension over which rows are independent (row
+    invariance speaks of it); None when the op has no such dimension. `logical` ops give meaning to a model graph and are
+    lowered before kernels are chosen.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    inputs: tuple[Argument, ...]
+    outputs: tuple[Argument, ...]
+    cost: CostRule
+    cases: CaseMaker
+    tolerance: Mapping[DType, Tolerance]
+    required: tuple[str, ...] = ()
+    defaults: Mapping[str, Attr] = field(default_factory=dict)
+    rows: str | None = "T"
+    output_dims: Callable[[Mapping[str, Attr], Mapping[str, Dim]], Mapping[str, Dim]] | None = None
+    span: str = ""
+    logical: bool = False
+
+    def complete_attrs(self, attrs: Mapping[str, Attr]) -> dict[str, Attr]:
+        """`attrs` with defaults filled in; raises GraphError for a missing or unknown attribute."""
+        known = (*self.required, *self.defaults)
+        for name in attrs:
+            if name not in known:
+                raise GraphError(f"op {self.name} has no attribute {name!r}{nearest(name, known)}; it takes {known}")
+        missing = [name for name in self.required if name not in attrs]
+        if missing:
+            raise GraphError(f"op {self.name} needs the attributes {missing}; given were {sorted(attrs)}")
+        return {**self.defaults, **attrs}
+
+    def match(
+        self, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Attr]
+    ) -> tuple[dict[str, Dim], dict[str, DType]]:
+        """Match input specs against the declared dimensions and dtypes; returns what each name stands for.
+
+        Raises GraphError naming the argument, what was expected and what was found.
+        """
+        if len(specs) != len(self.inputs):
+            names = ", ".join(a.name for a in self.inputs)
+            raise GraphError(f"op {self.name} takes {len(self.inputs)} inputs ({names}); {len(specs)} were given")
+        dims: dict[str, Dim] = {}
+        dtypes: dict[str, DType] = {}
+        for argument, spec in zip(self.inputs, specs, strict=True):
+            if spec is None:
+                if not argument.optional:
+                    raise GraphError(f"op {self.name}: input {argument.name!r} is missing and is not optional")
+                continue
+            self._match_dtype(argument, spec, dtypes)
+            self._match_dims(argument, spec, dims)
+        if self.output_dims is not None:
+            dims.update(self.output_dims(attrs, dims))
+        return dims, dtypes
+
+    def infer(self, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Attr]) -> tuple[TensorSpec, ...]:
+        """Output specs for these input specs; raises GraphError when they do not fit the contract."""
+        dims, dtypes = self.match(specs, attrs)
+        return tuple(
+            TensorSpec(
+                dtypes[a.dtype] if isinstance(a.dtype, str) else a.dtype,
+                tuple(_substitute(d, dims) for d in a.dims),
+            )
+            for a in self.outputs
+        )
+
+    def effects_of(self, attrs: Mapping[str, Attr]) -> tuple[Effect, ...]:
+        """The cache effects of a node with these attributes (`layer` says which cache)."""
+        kinds = {a.cache for a in self.inputs if a.cache != "pure"}
+        if self.logical and self.span:
+            kinds = {"reads", "writes"}
+        if not kinds:
+            return ()
+        layer = int(attrs["layer"])
+        found: list[Effect] = []
+        if "writes" in kinds:
+            found.append(Effect("writes", layer, self.span))
+        if "reads" in kinds:
+            found.append(Effect("reads", layer, self.span))
+        return tuple(found)
+
+    def call_cost(self, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Attr]) -> Cost:
+        """The cost of a call with bound specs (every dimension an integer)."""
+        dims, dtypes = self.match(specs, attrs)
+        sizes = {name: dim_size(dim, {}) for name, dim in dims.items()}
+        return self.cost(sizes, dtypes.get("float", DType.F32).itemsize, attrs)
+
+    def _match_dtype(self, argument: Argument, spec: TensorSpec, dtypes: dict[str, DType]) -> None:
+        if isinstance(argument.dtype, DType):
+            if spec.dtype is not argument.dtype:
+                raise GraphError(f"op {self.name}: input {argument.name!r} must be {argument.dtype.value}, is {spec}")
+            return
+        known = dtypes.setdefault(argument.dtype, spec.dtype)
+        if not spec.dtype.is_float or known is not spec.dtype:
+            raise GraphError(
+                f"op {self.name}: input {argument.name!r} must be a floating-point tensor of dtype {known.value} like "
+                f"the others, is {spec}"
+            )
+
+    def _match_dims(self, argument: Argument, spec: TensorSpec, dims: dict[str, Dim]) -> None:
+        if len(spec.shape) != len(argument.dims):
+            raise GraphError(
+                f"op {self.name}: input {argument.name!r} must have the dimensions {argument.dims}, is {spec}"
+            )
+        for declared, actual in zip(argument.dims, spec.shape, strict=True):
+            if isinstance(declared, int):
+                expected: Dim = declared
+            else:
+                name, _, constant = declared.partition("+")
+                if name not in dims:
+                    dims[name] = _minus(actual, int(constant or 0))
+                expected = _substitute(declared, dims)
+            if expected != actual:
+                raise GraphError(
+                    f"op {self.name}: input {argument.name!r} is {spec}, but dimension {declared} must be {expected} "
+                    f"(from { ({k: v for k, v in dims.items()}) })"
+                )
+
+
+def _substitute(dim: Dim, dims: Mapping[str, Dim]) -> Dim:
+    """`dim` with its name replaced by what it was matched to."""
+    if isinstance(dim, int):
+        return dim
+    name, _, constant = dim.partition("+")
+    if name not in dims:
+        raise ContractError(f"dimension {dim!r} is used but no input gives it; known are {dict(dims)}")
+    base = dims[name]
+    if not constant:
+        return base
+    if isinstance(base, int):
+        return base + int(constant)
+    stem, _, added = base.partition("+")
+    return f"{stem}+{int(added or 0) + int(constant)}"
+
+
+def _minus(dim: Dim, constant: int) -> Dim:
+    if constant == 0:
+        return dim
+    if isinstance(dim, int):
+        return dim - constant
+    stem, _, added = dim.partition("+")
+    left = int(added or 0) - constant
+    if left < 0:
+        raise GraphError(f"dimension {dim!r} is too small: {constant} cannot be taken from it")
+    return f"{stem}+{left}" if left else stem

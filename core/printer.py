@@ -1,0 +1,53 @@
+"""The text form of graphs.
+
+Owns `format_graph` and `format_node`. What always holds: the text is a function of the graph alone, the same on every
+run, one node a line, so two graphs can be compared with a plain diff.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from slotwise.core.graph import Graph, Node
+
+
+def format_node(node: Node) -> str:
+    """One node: `%3: f32[T, 64] = rms_norm(%2, norm) {eps=1e-06}  # reads kv0[...]`."""
+    outputs = ", ".join(f"{value.name}: {value.spec}" for value in node.outputs)
+    inputs = ", ".join("none" if value is None else value.name for value in node.inputs)
+    attrs = ", ".join(f"{name}={value}" for name, value in node.attrs)
+    line = f"{outputs} = {node.op}({inputs})" if outputs else f"{node.op}({inputs})"
+    if attrs:
+        line += f" {{{attrs}}}"
+    notes = [str(effect) for effect in node.effects]
+    if node.selection is not None:
+        notes.insert(0, node.selection.kernel)
+    return f"{line}  # {'; '.join(notes)}" if notes else line
+
+
+def format_graph(graph: Graph) -> str:
+    """The whole graph: its inputs, parameters, caches, nodes and outputs."""
+    lines = [f"graph {graph.name}"]
+    lines += _section("input", (f"{value.name}: {value.spec}" for value in graph.inputs))
+    lines += _section(
+        "parameter", (f"{p.value.name}: {p.value.spec} = {' ++ '.join(p.sources)}" for p in graph.parameters)
+    )
+    lines += _section(
+        "cache",
+        (f"kv{c.layer}: {c.kv_heads} heads of {c.head_dim}, rollback {c.rollback}" for c in graph.caches),
+    )
+    lines += [f"  {format_node(node)}" for node in graph.nodes]
+    lines.append(f"  return {', '.join(value.name for value in graph.outputs)}")
+    return "\n".join(lines)
+
+
+def _section(word: str, entries: Iterable[str]) -> list[str]:
+    return [f"  {word} {entry}" for entry in entries]
+
+
+def format_around(graph: Graph, index: int, reach: int = 5) -> str:
+    """The nodes around position `index`, with an arrow at it: what an error about that node shows."""
+    lines = []
+    for i in range(max(0, index - reach), min(len(graph.nodes), index + reach + 1)):
+        lines.append(f"{'->' if i == index else '  '} {i:4d}  {format_node(graph.nodes[i])}")
+    return "\n".join(lines)
