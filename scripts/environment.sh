@@ -49,5 +49,6 @@ ensure_environment() {
         make_venv "$python"
     fi
     "$venv_python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${extra:+[$extra]}"
-    printf '%s\n' "$wanted" >"$stamp"
+    # An extra comes on top of the project, so this counts as an installation without one too.
+    printf '%s\n' "$wanted" | tee .venv/.installed >"$stamp"
 }
