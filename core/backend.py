@@ -25,12 +25,16 @@ Launch = Callable[[], None]
 """A kernel with its buffers bound: call it and the outputs (and written caches) hold the result."""
 
 Bind = Callable[[Tensors, tuple[torch.Tensor, ...], Mapping[str, Attr], torch.Tensor | None], Launch]
-"""(inputs, outputs, attrs, workspace) -> launch. Called once at load; launch arguments are prepared here."""
+"""(inputs, outputs, attrs, workspace) -> launch. Called once at load; launch arguments are prepared here.
+
+The tensors stay where they are between launches, and only their contents change; `workspace` is uint8, of the size that
+the kernel asked for, with anything in it (None when it asked for nothing).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class CallSpec:
-    """One call as the planner sees it: bound specs and attributes, and whether rows must be invariant."""
+    """One call as the planner sees it: its op, bound specs and complete attributes."""
 
     op: str
     inputs: tuple[TensorSpec | None, ...]
@@ -117,8 +121,8 @@ class Backend:
                 return kernel
         known = [kernel.name for kernel in self.kernels]
         raise BackendError(
-            f"backend {self.name!r} has no kernel {name!r}{nearest(name, known)}; this plan needs it: was the plan made "
-            "by another version of Slotwise?"
+            f"backend {self.name!r} has no kernel {name!r}{nearest(name, known)}; this plan needs it: was the plan "
+            "made by another version of Slotwise?"
         )
 
 

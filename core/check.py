@@ -1,51 +1,58 @@
 """The graph checker.
 
-Owns `check_graph`. What always holds after it: SSA (each value is defined once, before its uses), every node's specs and
-effects are what its contract infers, caches are declared, and no cache is read before the node that writes it. It runs
-after every pass, so a pass that breaks the IR is named at once.
+Owns `check_graph`. What always holds after it: SSA (each value is defined once, before its uses), every node's specs
+and effects are what its contract infers, caches are declared, and no cache is read before the node that writes it. It
+runs after every pass, so a pass that breaks the IR is named at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from slotwise.core.errors import GraphError
-from slotwise.core.graph import Graph, Node, Value
+from slotwise.core.graph import Cache, Graph, Node, Value
 from slotwise.core.ops import contract_of
 
 
 def check_graph(graph: Graph) -> None:
     """Raise GraphError, with the lines around the fault, when `graph` breaks a rule of the IR."""
     defined: dict[str, Value] = {}
-    layers = {cache.layer for cache in graph.caches}
+    layers = {cache.layer: cache for cache in graph.caches}
     if len(layers) != len(graph.caches):
         raise GraphError(f"graph {graph.name}: a layer's cache is declared twice")
     for value in (*graph.inputs, *(parameter.value for parameter in graph.parameters)):
         _define(graph, value, defined, None)
-    cache_values: dict[str, Value] = {}
+    cache_values: dict[str, tuple[Value, int]] = {}
     written: set[int] = set()
     for index, node in enumerate(graph.nodes):
         for operand in node.inputs:
             if operand is None:
                 continue
             if operand.kind == "cache":
-                known = cache_values.setdefault(operand.name, operand)
+                layer = int(node.attr_dict.get("layer", -1))
+                known, owner = cache_values.setdefault(operand.name, (operand, layer))
+                if owner != layer:
+                    message = (
+                        f"{operand.name} is used as the cache of layer {layer}, and as that of layer {owner} before"
+                    )
+                    raise _fault(graph, index, message)
             elif operand.name not in defined:
                 raise _fault(graph, index, f"{operand.name} is used before it is defined")
             else:
                 known = defined[operand.name]
             if known != operand:
-                raise _fault(
-                    graph,
-                    index,
-                    f"{operand.name} is {operand.spec} here, but was defined as {known.spec} ({known.kind})",
-                )
+                message = f"{operand.name} is {operand.spec} ({operand.kind}) here, but was defined as {known.spec}"
+                raise _fault(graph, index, f"{message} ({known.kind})")
         _check_contract(graph, index, node)
         for effect in node.effects:
             if effect.layer not in layers:
-                raise _fault(graph, index, f"{effect} names a cache that the graph does not declare")
+                declared = ", ".join(f"kv{layer}" for layer in layers) or "none"
+                raise _fault(graph, index, f"{effect} names a cache that the graph does not declare; it has {declared}")
             if effect.kind == "writes":
                 written.add(effect.layer)
             elif effect.layer not in written:
                 raise _fault(graph, index, f"{effect} before any node has written this step's tokens to it")
+        _check_cache_shapes(graph, index, node, layers)
         for value in node.outputs:
             _define(graph, value, defined, index)
     for value in graph.outputs:
@@ -69,6 +76,15 @@ def _check_contract(graph: Graph, index: int, node: Node) -> None:
     for argument, operand in zip(contract.inputs, node.inputs, strict=True):
         if operand is not None and (operand.kind == "cache") != (argument.cache != "pure"):
             raise _fault(graph, index, f"{operand.name} is a {operand.kind}, unlike the contract's {argument.name!r}")
+
+
+def _check_cache_shapes(graph: Graph, index: int, node: Node, layers: Mapping[int, Cache]) -> None:
+    for operand in node.inputs:
+        if operand is not None and operand.kind == "cache":
+            cache = layers[int(node.attr("layer"))]
+            if operand.spec.shape[1:] != (cache.kv_heads, cache.head_dim):
+                declared = f"{cache.kv_heads} heads of {cache.head_dim}"
+                raise _fault(graph, index, f"{operand.name} is {operand.spec}, but kv{cache.layer} has {declared}")
 
 
 def _define(graph: Graph, value: Value, defined: dict[str, Value], index: int | None) -> None:

@@ -1,8 +1,8 @@
 """Op contracts: the declaration around the plain function that defines an op.
 
-Owns `Argument`, `OpContract`, `Case`, `Cost` and `Tolerance`. What always holds: the function is the op's meaning, it is
-what the reference backend runs, and run in float64 it is the oracle; shapes and dtypes are inferred by matching named
-dimensions, so a contract and its function cannot disagree unnoticed (the cases run both).
+Owns `Argument`, `OpContract`, `Case`, `Cost` and `Tolerance`. What always holds: the function is the op's meaning, it
+is what the reference backend runs, and run in float64 it is the oracle; shapes and dtypes are inferred by matching
+named dimensions, so a contract and its function cannot disagree unnoticed (the cases run both).
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Case:
     attrs: Mapping[str, Attr] = field(default_factory=dict)
 
 
+Inputs = tuple[torch.Tensor | None, ...]
+RowPicker = Callable[[Inputs, Sequence[int]], Inputs]
 CaseMaker = Callable[[torch.Generator], Iterable[Case]]
 CostRule = Callable[[Mapping[str, int], int, Mapping[str, Attr]], Cost]
 
@@ -77,8 +79,11 @@ class OpContract:
 
     `function(*inputs, **attrs)` returns a tensor or a tuple in the order of `outputs` (None when there are none); an
     argument with `cache="writes"` is changed in place. `rows` names the dimension over which rows are independent (row
-    invariance speaks of it); None when the op has no such dimension. `logical` ops give meaning to a model graph and are
-    lowered before kernels are chosen.
+    invariance speaks of it); None when the op has no such dimension. `logical` ops give meaning to a model graph and
+    are lowered before kernels are chosen.
+
+    `pick_rows(inputs, rows)` gives the inputs of a call on some rows alone, in that order, repeats allowed. It is
+    needed only where indexing every argument that starts with the row dimension does not do it (ragged batches, edits).
     """
 
     name: str
@@ -94,6 +99,18 @@ class OpContract:
     output_dims: Callable[[Mapping[str, Attr], Mapping[str, Dim]], Mapping[str, Dim]] | None = None
     span: str = ""
     logical: bool = False
+    pick_rows: RowPicker | None = None
+
+    def inputs_of_rows(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
+        """The inputs of a call on `rows` alone, in that order; raises ContractError when no dimension is the rows'."""
+        if self.rows is None:
+            raise ContractError(f"op {self.name} has no row dimension, so there is no call on some of its rows")
+        if self.pick_rows is not None:
+            return self.pick_rows(inputs, rows)
+        return tuple(
+            value[list(rows)] if value is not None and argument.dims[:1] == (self.rows,) else value
+            for argument, value in zip(self.inputs, inputs, strict=True)
+        )
 
     def complete_attrs(self, attrs: Mapping[str, Attr]) -> dict[str, Attr]:
         """`attrs` with defaults filled in; raises GraphError for a missing or unknown attribute."""
@@ -189,7 +206,7 @@ class OpContract:
             if expected != actual:
                 raise GraphError(
                     f"op {self.name}: input {argument.name!r} is {spec}, but dimension {declared} must be {expected} "
-                    f"(from { ({k: v for k, v in dims.items()}) })"
+                    f"(from {dims})"
                 )
 
 

@@ -1,8 +1,8 @@
 """The graph IR: frozen nodes over SSA values.
 
-Owns `Value`, `Node`, `Graph` and `GraphBuilder`. What always holds: a value is defined once (as an input, a parameter, a
-cache or a node's output) and before its uses; nodes stand in an order that respects data and cache effects; nothing is
-changed in place, a pass makes a new graph. `core/check.py` enforces all of it, `core/printer.py` prints it.
+Owns `Value`, `Node`, `Graph` and `GraphBuilder`. What always holds: a value is defined once (as an input, a parameter,
+a cache or a node's output) and before its uses; nodes stand in an order that respects data and cache effects; nothing
+is changed in place, a pass makes a new graph. `core/check.py` enforces all of it, `core/printer.py` prints it.
 """
 
 from __future__ import annotations
@@ -74,10 +74,14 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The kernel that runs a node (`backend:name`), why it, and why not the others."""
+    """The kernel that runs a node (`backend:name`), why it, and why not the others.
+
+    `row_invariant` says whether the kernel keeps row invariance for the rows of this call.
+    """
 
     kernel: str
     reason: str
+    row_invariant: bool = True
     rejected: tuple[Rejection, ...] = ()
 
     @property
@@ -215,6 +219,7 @@ class FreshNames:
         self._next = max((int(name[1:]) for name in used), default=-1) + 1
 
     def __call__(self) -> str:
+        """The next unused name."""
         name = f"%{self._next}"
         self._next += 1
         return name

@@ -47,7 +47,5 @@ def _section(word: str, entries: Iterable[str]) -> list[str]:
 
 def format_around(graph: Graph, index: int, reach: int = 5) -> str:
     """The nodes around position `index`, with an arrow at it: what an error about that node shows."""
-    lines = []
-    for i in range(max(0, index - reach), min(len(graph.nodes), index + reach + 1)):
-        lines.append(f"{'->' if i == index else '  '} {i:4d}  {format_node(graph.nodes[i])}")
-    return "\n".join(lines)
+    shown = range(max(0, index - reach), min(len(graph.nodes), index + reach + 1))
+    return "\n".join(f"{'->' if i == index else '  '} {i:4d}  {format_node(graph.nodes[i])}" for i in shown)

@@ -1,18 +1,20 @@
 """Dtypes and tensor specs with named dimensions.
 
-Owns `DType`, `Dim` and `TensorSpec`. What always holds: a dimension is a positive integer or a name such as `T` (token
-rows), `B` (sequences), `R` (logit rows), `P` (page-table columns), `S` (cache slots), `M` (rotary positions), optionally
-with an integer added (`B+1`); a spec becomes sizes only through `bind`, with every name given.
+Owns `DType`, `Dim` and `TensorSpec`. What always holds: a dimension is a size (0 or more) or a name such as `T` (token
+rows), `B` (sequences), `R` (logit rows), `P` (page-table columns), `S` (cache slots), `M` (rotary positions),
+optionally with an integer added (`B+1`); a spec becomes sizes only through `bind`, with every name given.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from slotwise.core.errors import GraphError, OptionError, nearest
+from torch import Tensor
 
 Dim = int | str
 """A size, or the name of one (`"T"`), or a name plus a constant (`"B+1"`)."""
@@ -57,8 +59,11 @@ class DType(enum.Enum):
             raise OptionError(f"dtype {name!r} is not known{hint}; expected one of {known}") from None
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> DType:
-        """The dtype of a tensor."""
+    def of(cls, tensor: Tensor) -> DType:
+        """The dtype of a tensor; raises OptionError for one that has no place here."""
+        if tensor.dtype not in _FROM_TORCH:
+            known = ", ".join(dtype.value for dtype in cls)
+            raise OptionError(f"tensors of {tensor.dtype} are not supported; convert to one of {known}")
         return _FROM_TORCH[tensor.dtype]
 
 
@@ -71,6 +76,7 @@ _TORCH = {
     DType.I32: torch.int32,
     DType.BOOL: torch.bool,
 }
+_DIM = re.compile(r"[0-9]+|[A-Za-z_]\w*(\+[0-9]+)?")
 _FROM_TORCH = {value: key for key, value in _TORCH.items()}
 _NAMES = {d.value: d for d in DType} | {str(t).removeprefix("torch."): d for d, t in _TORCH.items()}
 
@@ -117,4 +123,11 @@ def parse_spec(text: str) -> TensorSpec:
     if not bracket or not rest.endswith("]"):
         raise GraphError(f"{text!r} is no tensor spec; expected something like 'f32[T, 64]'")
     parts = [part.strip() for part in rest[:-1].split(",")] if rest != "]" else []
-    return TensorSpec(DType.parse(head), tuple(int(p) if p.lstrip("-").isdigit() else p for p in parts))
+    for part in parts:
+        if not _DIM.fullmatch(part):
+            raise GraphError(f"{text!r} is no tensor spec: {part!r} is neither a size nor a name like 'T' or 'B+1'")
+    try:
+        dtype = DType.parse(head)
+    except OptionError as error:
+        raise GraphError(f"{text!r} is no tensor spec: {error}") from None
+    return TensorSpec(dtype, tuple(int(part) if part.isdecimal() else part for part in parts))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from slotwise.core.contract import Argument, Case, Cost, OpContract
+from slotwise.core.contract import Argument, Case, Cost, Inputs, OpContract
 from slotwise.core.graph import Attr
 from slotwise.core.ops.tolerances import BIT_EQUAL, REDUCTION
 from slotwise.core.specs import Dim, DType
@@ -155,6 +155,15 @@ def _attention_cases(rng: torch.Generator) -> Iterable[Case]:
         yield Case(name, (q, k, v, starts, kv_len, table), attrs)
 
 
+def _one_row_sequences(inputs: Inputs, rows: Sequence[int]) -> Inputs:
+    """Each of `rows` as a sequence of its own that ends at the row's position."""
+    q, k_cache, v_cache, row_start, kv_len, page_table = (value for value in inputs if value is not None)
+    owner = [int((row_start[1:] <= row).sum()) for row in rows]
+    lengths = [int(kv_len[b] - row_start[b + 1]) + row + 1 for b, row in zip(owner, rows, strict=True)]
+    starts = torch.arange(len(rows) + 1, dtype=torch.int32)
+    return q[list(rows)], k_cache, v_cache, starts, torch.tensor(lengths, dtype=torch.int32), page_table[owner]
+
+
 def _write_cases(rng: torch.Generator) -> Iterable[Case]:
     for name, slots, total in (("one row", [5], 8), ("a page's last slot", [15, 16, 3], 20), ("last slot", [7, 0], 8)):
         k, v = (torch.randn(len(slots), 2, 24, generator=rng, dtype=torch.float64) for _ in range(2))
@@ -225,5 +234,6 @@ CONTRACTS = (
         defaults={"window": 0, "softcap": 0.0},
         output_dims=_attend_dims,
         span="page_table up to kv_len",
+        pick_rows=_one_row_sequences,
     ),
 )

@@ -1,18 +1,19 @@
 """Matrix products with weights.
 
-Owns `linear`, `linear_heads`, `linear_qkv`, `gated_activation`, `linear_gated` and `logits`. What always holds: a weight is [N, K] as
-checkpoints store it; products accumulate in float32 or wider; `linear_qkv` and `linear_gated` take their weights joined
-along N, in the order q, k, v and gate, up.
+Owns `linear`, `linear_heads`, `linear_qkv`, `gated_activation`, `linear_gated` and `logits`. What always holds: a
+weight is [N, K] as checkpoints store it; products accumulate in float32 or wider; `linear_qkv` and `linear_gated` take
+their weights joined along N, in the order q, k, v and gate, up.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from slotwise.core.contract import Argument, Case, Cost, OpContract
-from slotwise.core.errors import ContractError
+from slotwise.core.errors import ContractError, GraphError
 from slotwise.core.graph import Attr
 from slotwise.core.ops.tolerances import POINTWISE, REDUCTION
 from slotwise.core.specs import Dim, DType
@@ -37,7 +38,7 @@ def linear_qkv(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries [T, Hq, D], keys and values [T, Hkv, D] of `x` [T, K]; `weight` is [(Hq + 2 Hkv) D, K]."""
     joined = F.linear(x, weight, bias).view(len(x), q_heads + 2 * kv_heads, head_dim)
-    q, k, v = joined.split((q_heads, kv_heads, kv_heads), dim=1)
+    q, k, v = torch.split(joined, [q_heads, kv_heads, kv_heads], dim=1)
     return q, k, v
 
 
@@ -71,8 +72,8 @@ def logits(x: torch.Tensor, weight: torch.Tensor, *, softcap: float) -> torch.Te
 def _heads_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
     heads, head_dim = int(attrs["heads"]), int(attrs["head_dim"])
     if dims["N"] != heads * head_dim:
-        raise ContractError(
-            f"linear_heads: weight has {dims['N']} rows; {heads} heads of {head_dim} need another number"
+        raise GraphError(
+            f"op linear_heads: weight has {dims['N']} rows; {heads} heads of {head_dim} need another number"
         )
     return {"Hx": heads, "D": head_dim}
 
@@ -80,9 +81,9 @@ def _heads_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[s
 def _qkv_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
     q_heads, kv_heads, head_dim = (int(attrs[name]) for name in ("q_heads", "kv_heads", "head_dim"))
     if dims["N"] != (q_heads + 2 * kv_heads) * head_dim:
-        raise ContractError(
-            f"linear_qkv: weight has {dims['N']} rows, but {q_heads} query heads and 2 x {kv_heads} key and value heads "
-            f"of {head_dim} make {(q_heads + 2 * kv_heads) * head_dim}"
+        raise GraphError(
+            f"op linear_qkv: weight has {dims['N']} rows, but {q_heads} query heads and 2 x {kv_heads} key and value "
+            f"heads of {head_dim} make {(q_heads + 2 * kv_heads) * head_dim}"
         )
     return {"Hq": q_heads, "Hkv": kv_heads, "D": head_dim}
 
@@ -90,7 +91,7 @@ def _qkv_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str
 def _gated_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
     joined = dims["N2"]
     if not isinstance(joined, int) or joined % 2:
-        raise ContractError(f"linear_gated: weight must have an even number of rows (gate and up), has {joined}")
+        raise GraphError(f"op linear_gated: weight must have an even number of rows (gate and up), has {joined}")
     return {"N": joined // 2}
 
 
@@ -104,7 +105,7 @@ _SHAPES = (
 
 
 def _weight(rng: torch.Generator, n: int, k: int) -> torch.Tensor:
-    return torch.randn(n, k, generator=rng, dtype=torch.float64) / k**0.5
+    return torch.randn(n, k, generator=rng, dtype=torch.float64) / math.sqrt(k)
 
 
 def _linear_cases(rng: torch.Generator) -> Iterable[Case]:

@@ -1,7 +1,7 @@
 """Counter-based random bits: Philox-4x32-10 as tensor arithmetic.
 
-Owns `uniform_noise`. What always holds: the number for (seed, position, token, stream) depends on those four alone, so it
-is the same whichever rows share the call, on any backend, in any order; integer arithmetic makes the bits exact.
+Owns `uniform_noise`. What always holds: the number for (seed, position, token, stream) depends on those four alone, so
+it is the same whichever rows share the call, on any backend, in any order; integer arithmetic makes the bits exact.
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011 (checked against the known
 answers of the authors' Random123 library).
 """
@@ -37,8 +37,10 @@ def philox(
 def uniform_noise(seed: torch.Tensor, position: torch.Tensor, count: int, stream: int) -> torch.Tensor:
     """Uniform float32 numbers in (0, 1), [R, count]: entry (i, t) is for `seed[i]`, `position[i]` [R] and token t.
 
-    The counter is (t // 4, position, stream, 0), the key the seed's two halves; token t takes output word t % 4. A number
-    is (top 24 bits + 1/2) / 2**24, so that float32 holds it exactly and its logarithm is finite.
+    The counter is (t // 4, position, stream, 0), the key the seed's two halves; token t takes output word t % 4. With n
+    the word's top 23 bits the number is (n + 1/2) / 2**23: each of the 2**23 values is equally likely, is held exactly
+    by float32 (n + 1/2 has 24 significant bits), and lies in [2**-24, 1 - 2**-24], so that its logarithm is finite and
+    below zero.
     """
     blocks = -(-count // 4)
     block = torch.arange(blocks, dtype=torch.int64, device=seed.device).unsqueeze(0)
@@ -48,6 +50,5 @@ def uniform_noise(seed: torch.Tensor, position: torch.Tensor, count: int, stream
     words = philox((block, wide_position & _MASK, zero + stream, zero), key)
     rows = seed.shape[0]
     bits = torch.stack([word.expand(rows, blocks) for word in words], dim=-1).reshape(rows, blocks * 4)[:, :count]
-    # 24 bits and a half need 25 bits of mantissa only when the top bit is set; that last half bit is dropped by rounding
-    # down, which keeps the number below one.
-    return ((bits >> 8).double() + 0.5).mul_(2.0**-24).clamp_(max=1.0 - 2.0**-24).float()
+    # Every step is exact in float32, so any backend gets these bits with ordinary single-precision arithmetic.
+    return ((bits >> 9).float() + 0.5) * 2.0**-23

@@ -26,8 +26,8 @@ def add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, *, eps: float, weight_offset: float) -> torch.Tensor:
     """`x / sqrt(mean(x**2) + eps) * (weight_offset + weight)` over the last dimension.
 
-    With `weight_offset` 0 (Llama, Qwen) the normalised row is rounded to the dtype before the weight multiplies it; with
-    1 (Gemma) the product is taken in float32 and rounded once.
+    With `weight_offset` 0 (Llama, Qwen) the normalised row is rounded to the dtype before the weight multiplies it;
+    with 1 (Gemma) the product is taken in float32 and rounded once.
     """
     wide = _wide(x)
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)

@@ -1,8 +1,8 @@
 """Rotary position embedding, alone and fused with the cache write.
 
-Owns `rotary` and `rotary_write`. What always holds: tables are float32 [M, W] with W half the rotated width, made by the
-model (any scaling is in them); dimension i is paired with i + W (the half-split convention of Hugging Face checkpoints);
-dimensions beyond 2 W pass through (Su et al., 2021).
+Owns `rotary` and `rotary_write`. What always holds: tables are float32 [M, W] with W half the rotated width, made by
+the model (any scaling is in them); dimension i is paired with i + W (the half-split convention of Hugging Face
+checkpoints); dimensions beyond 2 W pass through (Su et al., 2021).
 """
 
 from __future__ import annotations

@@ -2,15 +2,16 @@
 
 Owns `adjust_logits`, `filter_logits`, `greedy`, `sample`, `accept_coupled` and `accept_rejection`. What always holds:
 a row's result depends on that row alone; a token is within the vocabulary or its row's `ok` is false (NaN, infinite or
-nothing left to choose from), and then the token means nothing; noise is counter-based, keyed by (seed, position, token).
+nothing left to choose from), and then the token means nothing; noise is counter-based, keyed by (seed, position,
+token).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from slotwise.core.contract import Argument, Case, Cost, OpContract
+from slotwise.core.contract import Argument, Case, Cost, Inputs, OpContract
 from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET, uniform_noise
 from slotwise.core.ops.tolerances import BIT_EQUAL, POINTWISE
 from slotwise.core.specs import DType
@@ -21,9 +22,10 @@ _INF = float("inf")
 def adjust_logits(
     logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, divide: torch.Tensor, add: torch.Tensor
 ) -> torch.Tensor:
-    """Edit entries of `logits` [R, V]: entry e at (rows[e], tokens[e]) becomes z / divide if z > 0, else z * divide, plus add.
+    """Edit `logits` [R, V]: z at (rows[e], tokens[e]) becomes z / divide[e] (z * divide[e] if z <= 0) + add[e].
 
-    At most one edit per entry (penalties, bias and bans are merged before); E edits, E = 0 allowed.
+    At most one edit per entry (penalties, bias and bans are merged before); E edits, E = 0 allowed. Dividing logits
+    above zero and multiplying the others is the repetition penalty of Keskar et al., 2019.
     """
     adjusted = logits.clone()
     row, token = rows.long(), tokens.long()
@@ -38,8 +40,8 @@ def filter_logits(
     """Scores [R, V] whose softmax is the sampling distribution: temperature, top-k, top-p, min-p, in that order.
 
     Temperature 0 leaves one token, the greatest, the first of equals. Off values: top_k 0, top_p 1, min_p 0. A token
-    that equals the k-th greatest stays; top-p keeps the smallest set whose mass reaches p (Holtzman et al., 2020); min-p
-    drops tokens less likely than min_p times the likeliest (Nguyen et al., 2024).
+    that equals the k-th greatest stays; top-p keeps the smallest set whose mass reaches p (Holtzman et al., 2020);
+    min-p drops tokens less likely than min_p times the likeliest (Nguyen et al., 2024).
     """
     scores = logits.clone()
     cold = temperature == 0
@@ -96,8 +98,8 @@ def sample(
 def accept_coupled(sampled: torch.Tensor, token_ids: torch.Tensor, row_start: torch.Tensor) -> torch.Tensor:
     """How many drafts of each sequence equal what was sampled in their place: accepted [B].
 
-    Row i fed `token_ids[i]` and gave `sampled[i]`; within a sequence, draft `token_ids[i + 1]` stands where `sampled[i]`
-    would. Counting stops at the first difference.
+    Row i fed `token_ids[i]` and gave `sampled[i]`; within a sequence, draft `token_ids[i + 1]` stands where
+    `sampled[i]` would. Counting stops at the first difference.
     """
     accepted = torch.zeros(len(row_start) - 1, dtype=torch.int32, device=sampled.device)
     starts = row_start.tolist()
@@ -156,6 +158,15 @@ def accept_rejection(
 
 def _logits(rng: torch.Generator, r: int, v: int) -> torch.Tensor:
     return torch.randn(r, v, generator=rng, dtype=torch.float64).float() * 3
+
+
+def _edits_of_rows(inputs: Inputs, rows: Sequence[int]) -> Inputs:
+    """The edits that concern `rows`, with their row numbers in the new call."""
+    logits, edited, *columns = (value for value in inputs if value is not None)
+    kept = [(new, e) for new, old in enumerate(rows) for e in (edited == old).nonzero().flatten().tolist()]
+    index = torch.tensor([e for _, e in kept], dtype=torch.int64)
+    renumbered = torch.tensor([new for new, _ in kept], dtype=torch.int32)
+    return logits[list(rows)], renumbered, *(column[index] for column in columns)
 
 
 def _adjust_cases(rng: torch.Generator) -> Iterable[Case]:
@@ -250,6 +261,7 @@ CONTRACTS = (
         cases=_adjust_cases,
         tolerance=POINTWISE,
         rows="R",
+        pick_rows=_edits_of_rows,
     ),
     OpContract(
         name="filter_logits",
