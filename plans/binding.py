@@ -1,0 +1,160 @@
+"""A step with its numbers bound.
+
+Owns `WidthFormula`, `BoundSpan`, `Binding` and `bind_decode` / `bind_prefill`. What always holds: a binding is complete
+and frozen when it is made (its arrays are read-only), its spans and widths are the plan's expressions evaluated, nothing
+else; it carries the epoch of its step, and results of another epoch are not accepted for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from slotwise.core.affine import Affine
+from slotwise.plans.program import DRAFT, TARGET
+from slotwise.plans.step import Step
+
+Ints = npt.NDArray[np.int64]
+
+
+class WidthFormula:
+    """`k = max(0, min(limits))` with the plan's constants filled in, ready for arrays.
+
+    Limits that differ only in their constant become one: the least decides.
+    """
+
+    def __init__(self, step: Step, constants: Mapping[str, int]) -> None:
+        bounds: dict[tuple[tuple[str, int], ...], int] = {}
+        for limit in step.limits:
+            fixed = sum(c * constants[name] for name, c in limit.bound.terms if name in constants)
+            terms = tuple((name, c) for name, c in limit.bound.terms if name not in constants)
+            constant = fixed + limit.bound.constant
+            bounds[terms] = min(constant, bounds.get(terms, constant))
+        self.bounds = tuple(Affine(terms, constant) for terms, constant in bounds.items())
+
+    def widths(self, values: Mapping[str, Any]) -> Ints:
+        """The draft width of each sequence; `values` are arrays over sequences (or integers)."""
+        width: Any = None
+        for bound in self.bounds:
+            value = bound.evaluate(values)
+            width = value if width is None else np.minimum(width, value)
+        found: Ints = np.maximum(width, 0)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSpan:
+    """Slots `begin[i] .. end[i]` of lane `lanes[i]`, all of one role; arrays are read-only int64[n]."""
+
+    role: str
+    lanes: Ints
+    begin: Ints
+    end: Ints
+
+    @property
+    def rows(self) -> int:
+        """Slots in all lanes together."""
+        return int((self.end - self.begin).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """One executed step: which sequences, how long, how wide, and the spans they write.
+
+    `sequences` are request ids, `lanes` their places in the ledger, `length` the tokens each knows, `width` its drafts;
+    `limits` are the greatest widths by limit, for people. `spans` are what the step reserves, by role.
+    """
+
+    step: Step
+    epoch: int
+    sequences: tuple[int, ...]
+    lanes: Ints
+    length: Ints
+    width: Ints
+    spans: tuple[BoundSpan, ...]
+
+    def span(self, role: str) -> BoundSpan | None:
+        """The span of `role`, or None when this step touches none of its slots."""
+        for span in self.spans:
+            if span.role == role:
+                return span
+        return None
+
+
+def frozen(array: Any) -> Ints:
+    """`array` as int64, made read-only."""
+    result: Ints = np.ascontiguousarray(array, dtype=np.int64)
+    if result.base is not None:
+        result = result.copy()
+    result.setflags(write=False)
+    return result
+
+
+def bind_decode(
+    step: Step, epoch: int, sequences: Sequence[int], lanes: Ints, length: Ints, width: Ints, filled: Ints | None
+) -> Binding:
+    """Bind a decode step; `filled` is the draft role's committed marks, None without a draft model."""
+    values: dict[str, Ints] = {"len": length, "k": width}
+    spans = []
+    target = step.span("reserve", TARGET)
+    if target is not None:
+        spans.append(_bound(TARGET, lanes, target.begin.evaluate(values), target.end.evaluate(values)))
+    draft = step.span("reserve", DRAFT)
+    if draft is not None and filled is not None:
+        chosen = np.flatnonzero(width)
+        if chosen.size:
+            some = {"len": length[chosen], "k": width[chosen], "filled": filled[chosen]}
+            spans.append(_bound(DRAFT, lanes[chosen], draft.begin.evaluate(some), draft.end.evaluate(some)))
+    return Binding(step, epoch, tuple(sequences), frozen(lanes), frozen(length), frozen(width), tuple(spans))
+
+
+def bind_prefill(
+    step: Step, epoch: int, sequence: int, role: str, lane: int, known: int, begin: int, chunk: int
+) -> Binding:
+    """Bind a prefill step of one sequence: `chunk` rows from position `begin` of `known` tokens."""
+    reserve = step.span("reserve", role)
+    values = {"begin": np.array([begin]), "chunk": np.array([chunk])}
+    lanes = np.array([lane])
+    spans = (
+        () if reserve is None else (_bound(role, lanes, reserve.begin.evaluate(values), reserve.end.evaluate(values)),)
+    )
+    zero = frozen(np.zeros(1, np.int64))
+    return Binding(step, epoch, (sequence,), frozen(lanes), frozen(np.array([known])), zero, spans)
+
+
+def _bound(role: str, lanes: Ints, begin: Any, end: Any) -> BoundSpan:
+    return BoundSpan(role, frozen(lanes), frozen(begin), frozen(end))
+
+
+def show_binding(binding: Binding, kept: Mapping[int, int] | None = None) -> str:
+    """The step as people read it, one block a sequence; `kept` is how many tokens each lane kept, once known."""
+    spans = {span.role: span for span in binding.spans}
+    blocks = []
+    for i, (sequence, lane) in enumerate(zip(binding.sequences, binding.lanes.tolist(), strict=True)):
+        length, width = int(binding.length[i]), int(binding.width[i])
+        parts, places = [], {}
+        for role, span in spans.items():
+            at = np.flatnonzero(span.lanes == lane)
+            if at.size:
+                places[role] = (int(span.begin[at[0]]), int(span.end[at[0]]))
+                parts.append(f"{role}[{places[role][0]}..{places[role][1]})")
+        head = f"step {binding.epoch} {binding.step.name}  seq={sequence} lane={lane} len={length}"
+        ops = [f"reserve {' '.join(parts)}" + (f"  # k = {width}" if binding.step.limits else "")]
+        if binding.step.limits:
+            if DRAFT in places:
+                ops.append(f"draft   draft[{places[DRAFT][0]}..{places[DRAFT][1]}) -> {width} tokens")
+            elif width:
+                ops.append(f"draft   -> {width} tokens")
+            begin, end = places[TARGET]
+            ops.append(f"verify  target[{begin}..{end}) rows={end - begin}")
+            if kept is not None and lane in kept:
+                count = kept[lane]
+                ops.append(f"accept  {max(0, count - 1)} of {width}; {count} kept")
+                ops.append(f"commit  target..{length + count - 1} ; release target {end - begin - count}")
+        else:
+            ops += [f"prefill {parts[0]}", f"commit  {parts[0]}"] if parts else []
+        blocks.append("\n".join([head, *(f"  %{n} = {op}" for n, op in enumerate(ops))]))
+    return "\n".join(blocks)

@@ -1,0 +1,130 @@
+"""The plan: everything that is fixed before the first token.
+
+Owns `Plan`. What always holds: a plan is frozen, hashable and self-contained: its programs, steps, memory and options are
+all in it, and its text and JSON are functions of its content alone, so equal plans print equally on every run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slotwise.core.specs import TensorSpec
+from slotwise.plans.options import PlanOptions
+from slotwise.plans.program import DRAFT, TARGET, Program, RolePlan
+from slotwise.plans.step import Step
+
+SCHEMA = 1
+"""Version of the JSON form; raised when a reader of the old form could misread the new one."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A compiled plan. `draft` is the drafter's kind: `none`, `ngram` or `model`.
+
+    `buffers` are the arrays through which the engine feeds programs and reads their results, by name, at their largest;
+    a program of a smaller bucket uses the first rows. All intermediate values lie in one arena of `arena_bytes`.
+    """
+
+    options: PlanOptions
+    draft: str
+    roles: tuple[RolePlan, ...]
+    programs: tuple[Program, ...]
+    steps: tuple[Step, ...]
+    buffers: tuple[tuple[str, TensorSpec], ...]
+
+    @property
+    def arena_bytes(self) -> int:
+        """The arena: the largest need of any program, for one program runs at a time."""
+        return max((program.arena_bytes for program in self.programs), default=0)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the engine's input and output arrays."""
+        return sum(spec.nbytes() for _, spec in self.buffers)
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights, caches, arena and buffers."""
+        fixed = sum(role.parameter_bytes + role.cache_bytes for role in self.roles)
+        return fixed + self.arena_bytes + self.buffer_bytes
+
+    def role(self, name: str) -> RolePlan:
+        """The role called `name` (KeyError when the plan has none)."""
+        return {role.role: role for role in self.roles}[name]
+
+    @property
+    def target(self) -> RolePlan:
+        """The role whose tokens are the output."""
+        return self.role(TARGET)
+
+    @property
+    def has_draft_model(self) -> bool:
+        """Whether there is a second model with its own cache."""
+        return any(role.role == DRAFT for role in self.roles)
+
+    def step(self, name: str) -> Step:
+        """The step called `name` (KeyError when the plan has none)."""
+        return {step.name: step for step in self.steps}[name]
+
+    def buckets(self, role: str, kind: str) -> tuple[int, ...]:
+        """The row counts for which there is a program, ascending."""
+        return tuple(sorted(p.rows for p in self.programs if p.role == role and p.kind == kind))
+
+    @property
+    def prefill_is_invariant(self) -> bool:
+        """Whether prefill gives the very bits of decoding row by row; if not, chunks stand on a fixed grid."""
+        return all(p.row_invariant for p in self.programs if p.role == TARGET and p.kind == "prefill")
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Every backend that runs at least one call, by name."""
+        nodes = (node for program in self.programs for node in program.graph.nodes)
+        return tuple(sorted({node.selection.backend for node in nodes if node.selection is not None}))
+
+    @property
+    def draft_cost_ratio(self) -> float:
+        """Bytes of weights that one draft row reads, over those of a target row (decoding is bound by memory)."""
+        by_role = {p.role: p.parameter_bytes for p in self.programs if p.kind == "decode"}
+        return by_role.get(DRAFT, 0) / max(1, by_role[TARGET])
+
+    def verify(self) -> None:
+        """Raise VerificationError naming the rule when the plan cannot be trusted; see `plans/verify.py`."""
+        from slotwise.plans.verify import verify_plan
+
+        verify_plan(self)
+
+    def diff(self, other: Plan) -> str:
+        """The differences to `other`, side by side; empty when there are none."""
+        from slotwise.plans.diff import diff_plans
+
+        return diff_plans(self, other)
+
+    def to_json(self) -> str:
+        """The plan as JSON text, the same on every run."""
+        from slotwise.plans.serialise import plan_to_json
+
+        return plan_to_json(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json()` to `path`."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a plan; raises PlanError for another schema or damaged text."""
+        from slotwise.plans.serialise import plan_from_json
+
+        return plan_from_json(text)
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read and verify a plan file; raises PlanError when it is missing, damaged or of another schema."""
+        from slotwise.plans.serialise import load_plan
+
+        return load_plan(path)
+
+    def __str__(self) -> str:
+        from slotwise.plans.show import show_plan
+
+        return show_plan(self)

@@ -1,0 +1,99 @@
+"""Programs: the kernel calls of one role for one row bucket.
+
+Owns `Program` and `RolePlan`. What always holds: a program's graph is bound (no names in its specs), every node has a
+kernel, every intermediate value has a place in the arena; the first rows of a bucket are real, the rest are padding that
+reads nothing and writes the scratch slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from slotwise.core.graph import Cache, Graph, Parameter, Value
+from slotwise.core.ops import contract_of
+from slotwise.core.specs import DType
+from slotwise.plans.passes.plan_buffers import Placement, arena_bytes, call_spec
+
+TARGET, DRAFT, SAMPLER = "target", "draft", "sampler"
+DECODE, PREFILL = "decode", "prefill"
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The calls that run `rows` rows of `role`; `kind` is `decode` or `prefill`, or names what a sampler program does."""
+
+    role: str
+    kind: str
+    rows: int
+    graph: Graph
+    placements: tuple[Placement, ...]
+
+    @property
+    def name(self) -> str:
+        """`role.kind.rows`."""
+        return f"{self.role}.{self.kind}.{self.rows}"
+
+    def buffer_of(self, value: Value) -> str:
+        """The engine's array for an input: shared by all programs, but for page tables, whose width is the role's."""
+        return f"{self.role}.page_table" if value.name == "page_table" else value.name
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of activations and workspaces alive at the peak."""
+        return arena_bytes(self.placements)
+
+    @property
+    def row_invariant(self) -> bool:
+        """Whether every kernel was chosen as row-invariant."""
+        return all(node.selection is not None and node.selection.row_invariant for node in self.graph.nodes)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of weights and tables that one run reads."""
+        return sum(parameter.value.spec.nbytes() for parameter in self.graph.parameters)
+
+    def flops(self) -> int:
+        """Floating-point operations of one run, attention left out (it depends on lengths)."""
+        return sum(
+            contract_of(node.op).call_cost(call_spec(node).inputs, node.attr_dict).flops
+            for node in self.graph.nodes
+            if node.op != "attention"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RolePlan:
+    """What a plan fixes for one model: its cache, its weights, and how far its positions reach.
+
+    `capacity` is the most tokens of one sequence; `positions` the rows of its rotary table; `pages` the pages of its
+    pool, the scratch page not counted; `fingerprint` identifies the checkpoint.
+    """
+
+    role: str
+    model: str
+    fingerprint: str
+    dtype: DType
+    vocab_size: int
+    capacity: int
+    positions: int
+    page_size: int
+    pages: int
+    caches: tuple[Cache, ...]
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def slots(self) -> int:
+        """Slots of each layer's cache, the scratch page's included."""
+        return (self.pages + 1) * self.page_size
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of K and V of all layers."""
+        per_slot = sum(2 * cache.kv_heads * cache.head_dim for cache in self.caches)
+        return self.slots * per_slot * self.dtype.itemsize
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of weights and tables in the computing dtype; a tensor used twice counts once."""
+        unique = {(p.sources, p.value.spec): p.value.spec.nbytes() for p in self.parameters}
+        return sum(unique.values())

@@ -1,0 +1,93 @@
+"""The text form of a plan.
+
+Owns `show_plan` and `show_program`. What always holds: it is deterministic, and it says in words what a reader needs:
+roles and memory, the steps with their width formula, each program's calls with kernels and places in the arena.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from slotwise.core.printer import format_node
+from slotwise.plans.plan import Plan
+from slotwise.plans.program import Program, RolePlan
+
+
+def size(nbytes: int) -> str:
+    """Bytes as people write them: `5.4 MiB`."""
+    amount = float(nbytes)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.2f} GiB"
+
+
+def show_plan(plan: Plan, *, programs: bool = False) -> str:
+    """The plan on a page; with `programs`, every call of every program too."""
+    options = plan.options
+    lines = [
+        f"plan for {plan.target.model}: drafter {plan.draft}, backends {', '.join(plan.backends)}",
+        f"  capacity {options.capacity} tokens, pages of {options.page_size} slots, up to {options.max_sequences} "
+        f"sequences, speculate {options.speculate} ({options.acceptance}{', adaptive' if options.adaptive else ''})",
+        f"  memory {size(plan.total_bytes)}: arena {size(plan.arena_bytes)} (peak activations), "
+        f"buffers {size(plan.buffer_bytes)}",
+    ]
+    lines += [_show_role(role) for role in plan.roles]
+    grid = (
+        "any rows, same bits" if plan.prefill_is_invariant else f"on a grid of {options.prefill_chunk} from the start"
+    )
+    lines.append(f"  prefill chunks: {grid}")
+    lines.append("")
+    for step in plan.steps:
+        lines += [str(step), ""]
+    lines.append("programs")
+    lines += [f"  {line}" for line in _program_table(plan)]
+    if programs:
+        for program in plan.programs:
+            lines += ["", show_program(program)]
+    return "\n".join(lines)
+
+
+def _show_role(role: RolePlan) -> str:
+    return (
+        f"  {role.role}: {role.model} in {role.dtype.value}, {len(role.caches)} layers, weights "
+        f"{size(role.parameter_bytes)}, capacity {role.capacity}, cache {size(role.cache_bytes)} = {role.pages} pages "
+        f"and a scratch page"
+    )
+
+
+def _program_table(plan: Plan) -> list[str]:
+    """One line for all buckets that run the same kernels."""
+    groups: dict[tuple[str, str, str, int], list[Program]] = {}
+    for program in plan.programs:
+        kernels = Counter(node.selection.kernel for node in program.graph.nodes if node.selection is not None)
+        names = ", ".join(f"{kernel} x{count}" for kernel, count in sorted(kernels.items()))
+        groups.setdefault((program.role, program.kind, names, len(program.graph.nodes)), []).append(program)
+    lines = []
+    for (role, kind, names, calls), programs in groups.items():
+        rows = ", ".join(str(program.rows) for program in programs)
+        peak = max(program.arena_bytes for program in programs)
+        weights = programs[0].parameter_bytes
+        lines.append(
+            f"{role}.{kind} for {rows} rows: {calls} calls, arena {size(peak)}, reads {size(weights)} of weights"
+        )
+        lines.append(f"  {names}")
+    return lines
+
+
+def show_program(program: Program, *, rejections: bool = False) -> str:
+    """Every call of a program with its place in the arena; with `rejections`, why other kernels were not chosen."""
+    places = {p.value: p for p in program.placements}
+    lines = [f"program {program.name}: arena {size(program.arena_bytes)}"]
+    for index, node in enumerate(program.graph.nodes):
+        lines.append(f"  {index:3d}  {format_node(node)}")
+        spots = [places[v.name] for v in node.outputs if v.name in places]
+        spots += [places[name] for name in (f"ws{index}",) if name in places]
+        if spots:
+            where = ", ".join(f"{p.value} @{p.offset}+{p.nbytes} until {p.last}" for p in spots)
+            lines.append(f"         arena {where}")
+        if rejections and node.selection is not None:
+            lines.append(f"         {node.selection.kernel}: {node.selection.reason}")
+            lines += [f"         not {r.kernel}: {r.reason}" for r in node.selection.rejected]
+    return "\n".join(lines)
