@@ -32,9 +32,7 @@ def check_graph(graph: Graph) -> None:
                 layer = int(node.attr_dict.get("layer", -1))
                 known, owner = cache_values.setdefault(operand.name, (operand, layer))
                 if owner != layer:
-                    message = (
-                        f"{operand.name} is used as the cache of layer {layer}, and as that of layer {owner} before"
-                    )
+                    message = f"{operand.name} is the cache of layer {layer} here, but was that of layer {owner}"
                     raise _fault(graph, index, message)
             elif operand.name not in defined:
                 raise _fault(graph, index, f"{operand.name} is used before it is defined")
@@ -75,7 +73,9 @@ def _check_contract(graph: Graph, index: int, node: Node) -> None:
         raise _fault(graph, index, f"effects do not follow from the contract, which says: {expected}")
     for argument, operand in zip(contract.inputs, node.inputs, strict=True):
         if operand is not None and (operand.kind == "cache") != (argument.cache != "pure"):
-            raise _fault(graph, index, f"{operand.name} is a {operand.kind}, unlike the contract's {argument.name!r}")
+            expected = "a cache" if argument.cache != "pure" else "no cache"
+            message = f"{operand.name} is of kind {operand.kind}, but {argument.name!r} of {node.op} must be {expected}"
+            raise _fault(graph, index, message)
 
 
 def _check_cache_shapes(graph: Graph, index: int, node: Node, layers: Mapping[int, Cache]) -> None:
