@@ -7,7 +7,7 @@ is changed in place, a pass makes a new graph. `core/check.py` enforces all of i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -229,7 +229,7 @@ def make_node(
     op: str,
     inputs: Sequence[Value | None],
     attrs: Mapping[str, Attr],
-    fresh: object,
+    fresh: Callable[[], str] | None,
     outputs: Sequence[Value] | None = None,
 ) -> Node:
     """A node whose output specs and effects follow from the op's contract.
@@ -243,9 +243,9 @@ def make_node(
     full = contract.complete_attrs(attrs)
     specs = contract.infer(tuple(None if v is None else v.spec for v in inputs), full)
     if outputs is None:
-        if not callable(fresh):
+        if fresh is None:
             raise GraphError(f"node {op}: a source of fresh names is needed when outputs are not given")
-        made = tuple(Value(str(fresh()), spec) for spec in specs)
+        made = tuple(Value(fresh(), spec) for spec in specs)
     else:
         made = tuple(outputs)
         if tuple(v.spec for v in made) != specs:

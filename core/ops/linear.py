@@ -135,9 +135,10 @@ def _qkv_cases(rng: torch.Generator) -> Iterable[Case]:
 
 
 def _activation_cases(rng: torch.Generator) -> Iterable[Case]:
-    for activation in ACTIVATIONS:
-        gate, up = (torch.randn(5, 33, generator=rng, dtype=torch.float64) * 2 for _ in range(2))
-        yield Case(activation, (gate, up), {"activation": activation})
+    for name, t in (("one row", 1), ("odd rows", 5)):
+        for activation in ACTIVATIONS:
+            gate, up = (torch.randn(t, 33, generator=rng, dtype=torch.float64) * 2 for _ in range(2))
+            yield Case(f"{name}, {activation}", (gate, up), {"activation": activation})
 
 
 def _gated_cases(rng: torch.Generator) -> Iterable[Case]:

@@ -172,6 +172,8 @@ def _edits_of_rows(inputs: Inputs, rows: Sequence[int]) -> Inputs:
 def _adjust_cases(rng: torch.Generator) -> Iterable[Case]:
     empty_ids, empty = torch.zeros(0, dtype=torch.int32), torch.zeros(0)
     yield Case("no edits", (_logits(rng, 2, 33), empty_ids, empty_ids, empty, empty))
+    one = torch.tensor([0], dtype=torch.int32)
+    yield Case("one row", (_logits(rng, 1, 33), one, one + 7, torch.tensor([1.7]), torch.tensor([0.25])))
     rows, tokens = torch.tensor([0, 0, 2], dtype=torch.int32), torch.tensor([0, 32, 5], dtype=torch.int32)
     edits = (torch.tensor([1.3, 1.0, 2.0]), torch.tensor([-0.5, -_INF, 4.0]))
     yield Case("penalty, ban and bias", (_logits(rng, 3, 33), rows, tokens, *edits))

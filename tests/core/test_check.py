@@ -126,7 +126,7 @@ BAD = {
     "cache where a value is expected": (
         _inputs(4, 0, replace(K, name="kv0.x", kind="cache")),
         4,
-        "kv0.x is a cache, unlike the contract's 'k'",
+        "kv0.x is of kind cache, but 'k' of write_slots must be no cache",
     ),
     "value where a cache is expected": (
         _inputs(4, 2, Value("%1", CACHE)),
@@ -168,7 +168,7 @@ def test_a_cache_declared_twice_is_rejected() -> None:
 
 def test_a_value_that_is_no_cache_cannot_stand_for_one() -> None:
     graph = _inputs(4, 2, Value("fake", CACHE, "input"))
-    with pytest.raises(GraphError, match="fake is a input, unlike the contract's 'k_cache'"):
+    with pytest.raises(GraphError, match="fake is of kind input, but 'k_cache' of write_slots must be a cache"):
         check_graph(replace(graph, inputs=(*graph.inputs, Value("fake", CACHE, "input"))))
 
 

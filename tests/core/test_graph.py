@@ -64,7 +64,7 @@ def test_a_node_without_outputs_prints_as_a_call() -> None:
     head = TensorSpec(DType.F32, ("T", 1, 12))
     cache = TensorSpec(DType.F32, ("S", 1, 12))
     values = (Value("k", head), Value("v", head), Value("kv0.k", cache, "cache"), Value("kv0.v", cache, "cache"))
-    node = make_node("write_slots", (*values, Value("slots", TensorSpec(DType.I32, ("T",)))), {"layer": 0}, None)
+    node = make_node("write_slots", (*values, Value("slots", TensorSpec(DType.I32, ("T",)))), {"layer": 0}, None, [])
     assert format_node(node) == "write_slots(k, v, kv0.k, kv0.v, slots) {layer=0}  # writes kv0[slots]"
 
 

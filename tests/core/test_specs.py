@@ -30,7 +30,7 @@ def test_a_dtype_has_its_short_and_its_torch_name(name: str, dtype: DType) -> No
 
 
 def test_an_unknown_dtype_suggests_the_nearest() -> None:
-    with pytest.raises(OptionError, match="'float31' is not known.*did you mean 'float32'"):
+    with pytest.raises(OptionError, match=r"'float31' is not known.*did you mean 'float32'"):
         DType.parse("float31")
 
 
