@@ -1,0 +1,115 @@
+"""The draft-model drafter: a smaller model of the same vocabulary, with its own cache.
+
+What always holds: it fills exactly the draft span that the binding reserved, from its filled mark (rows that catch up
+with the committed tokens come first) to one before the last draft; it samples with the target's noise where acceptance
+is `coupled`, and with noise of its own where it is `rejection`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from slotwise.core.ledger import Ledger
+from slotwise.engine.adjust import Edits
+from slotwise.engine.drafters import Drafting
+from slotwise.engine.executor import Executor
+from slotwise.engine.lanes import Ints, Lanes
+from slotwise.engine.model_call import cut_by_rows, run_rows
+from slotwise.engine.sampler import Sampler
+from slotwise.plans.binding import Binding
+from slotwise.plans.program import DECODE, DRAFT
+from slotwise.plans.rows import FilledRows
+from slotwise.plans.sampling import SAMPLE, SAMPLE_DRAFT
+
+EditSource = Callable[[int, Sequence[int]], Edits]
+"""(lane, drafts so far) -> the edits that the sequence's penalties make at that point."""
+
+
+class ModelDrafter:
+    """Drafts with the plan's role `draft`. `catch_up` is how far behind a lane may be and still draft in this step."""
+
+    kind = "model"
+
+    def __init__(
+        self,
+        executor: Executor,
+        lanes: Lanes,
+        ledger: Ledger,
+        sampler: Sampler,
+        edits_of: EditSource,
+        *,
+        acceptance: str,
+        catch_up: int,
+    ) -> None:
+        self._executor = executor
+        self._lanes = lanes
+        self._ledger = ledger[DRAFT]
+        self._sampler = sampler
+        self._edits_of = edits_of
+        self._keeps_scores = acceptance == "rejection"
+        self._kind = SAMPLE_DRAFT if self._keeps_scores else SAMPLE
+        self.catch_up = catch_up
+
+    def begin(self, lane: int, tokens: Sequence[int]) -> None:
+        """Nothing to do: the ledger knows what is filled."""
+
+    def extend(self, lane: int, tokens: Sequence[int]) -> None:
+        """Nothing to do: the next draft catches up."""
+
+    def end(self, lane: int) -> None:
+        """Nothing to do."""
+
+    def offer(self, lanes: Ints, widths: Ints) -> Ints:
+        """`widths`, but 0 for lanes that are too far behind: those are prefilled first."""
+        behind = self._lanes.length[lanes] - self._ledger.committed[lanes]
+        return np.where(behind <= self.catch_up, widths, 0)
+
+    def draft(self, binding: Binding, at: Ints) -> Drafting:
+        """Draft token by token; every round feeds one row a sequence, the first also those that catch up."""
+        drafting = Drafting([[] for _ in binding.sequences])
+        places = [i for i in at.tolist() if binding.width[i]]
+        if not places:
+            return drafting
+        if self._keeps_scores:
+            vocabulary = self._executor.plan.target.vocab_size
+            drafting.scores = np.zeros((int(binding.width.sum()), vocabulary), np.float32)
+        score_row = np.cumsum(binding.width) - binding.width
+        filled = self._ledger.committed[binding.lanes]
+        for n in range(int(binding.width[places].max())):
+            active = np.array([i for i in places if binding.width[i] > n and i not in drafting.broken], np.int64)
+            if not active.size:
+                break
+            end = binding.length[active] + n
+            begin = filled[active] if n == 0 else end - 1
+            for part in cut_by_rows(end - begin, self._executor.most_rows(DRAFT, DECODE)):
+                rows = run_rows(
+                    self._executor,
+                    self._ledger,
+                    self._lanes,
+                    DRAFT,
+                    binding.lanes[active[part]],
+                    begin[part],
+                    end[part],
+                )
+                self._take(binding, active[part], rows, drafting, score_row + n)
+        return drafting
+
+    def _take(self, binding: Binding, places: Ints, rows: FilledRows, drafting: Drafting, score_row: Ints) -> None:
+        """Draw the next draft of each sequence at its last row."""
+        last = rows.row_start[1:] - 1
+        for row, i in zip(last.tolist(), places.tolist(), strict=True):
+            lane = int(binding.lanes[i])
+            if self._lanes.adjusts[lane]:
+                self._sampler.edit(row, self._edits_of(lane, drafting.tokens[i]))
+        # Rows that only catch up are drawn from too, and ignored: one call either way.
+        drawn = self._sampler.sample(rows.row_lanes, rows.row_positions + 1, self._kind)
+        for row, i in zip(last.tolist(), places.tolist(), strict=True):
+            if not drawn.ok[row]:
+                drafting.broken[i] = "the draft model's logits are not finite"
+                continue
+            token = int(drawn.tokens[row])
+            drafting.tokens[i].append(token)
+            self._lanes.tokens[binding.lanes[i], binding.length[i] + len(drafting.tokens[i]) - 1] = token
+            if drafting.scores is not None:
+                drafting.scores[score_row[i]] = self._sampler.scores[row]

@@ -1,0 +1,214 @@
+"""The executor: a plan's memory, and its programs bound to it.
+
+Owns weights, caches, the arena and the engine's arrays. What always holds: everything is allocated and every kernel
+bound at load; running a program calls prepared launches and makes no tensor of its own (a reference kernel's
+temporaries are PyTorch's); nothing outside the arena, the arrays and the caches is written.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from slotwise.core.backend import Launch, load_backend
+from slotwise.core.errors import PlanError
+from slotwise.core.graph import Parameter, Value
+from slotwise.core.model import WeightSource
+from slotwise.plans.plan import Plan
+from slotwise.plans.program import PREFILL, SAMPLER, Program
+from slotwise.plans.rows import RowInputs
+from slotwise.plans.sampling import output_buffers
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, done, total) during long work."""
+
+Probe = Callable[[str, str, float], None]
+"""Called as (program name, kernel, seconds) after each launch, when timing is on."""
+
+
+class Executor:
+    """Holds what a plan needs to run. `weights` gives each role's tensors.
+
+    `arrays[name]` is the engine's array `name` as numpy, sharing memory with what kernels read and write.
+    Raises PlanError when a weight does not have the shape that the plan says.
+    """
+
+    def __init__(self, plan: Plan, weights: Mapping[str, WeightSource], progress: Progress | None = None) -> None:
+        self.plan = plan
+        self.buffers = {name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch) for name, spec in plan.buffers}
+        self.arrays: dict[str, npt.NDArray[np.generic]] = {name: b.numpy() for name, b in self.buffers.items()}
+        self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8)
+        self.caches = {role.role: _caches(plan, role.role) for role in plan.roles}
+        self.weights = {
+            role.role: _load_weights(role.parameters, weights[role.role], role.role, progress) for role in plan.roles
+        }
+        self.launches_run = 0
+        self.seconds_in_kernels = 0.0
+        self.time_kernels = False
+        self.probe: Probe | None = None
+        self._buckets: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._launches: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
+        self._names: dict[tuple[str, str, int], tuple[str, ...]] = {}
+        self._rows: dict[tuple[str, int], RowInputs] = {}
+        for done, program in enumerate(plan.programs):
+            key = (program.role, program.kind, program.rows)
+            self._launches[key] = self._bind(program)
+            self._names[key] = tuple(node.selection.kernel for node in program.graph.nodes if node.selection)
+            self._buckets[key[:2]] = plan.buckets(program.role, program.kind)
+            if program.role != SAMPLER and (program.role, program.rows) not in self._rows:
+                self._rows[program.role, program.rows] = self._row_inputs(program)
+            if progress is not None:
+                progress("binding kernels", done + 1, len(plan.programs))
+
+    def bucket(self, role: str, kind: str, rows: int) -> int:
+        """The smallest bucket of that kind that holds `rows` rows; raises PlanError when there is none."""
+        for size in self._buckets[role, kind]:
+            if size >= rows:
+                return size
+        raise PlanError(f"no {kind} program of role {role} holds {rows} rows; there are {self._buckets[role, kind]}")
+
+    def most_rows(self, role: str, kind: str) -> int:
+        """Rows of the largest program of that kind."""
+        return self._buckets[role, kind][-1]
+
+    def row_inputs(self, role: str, rows: int) -> RowInputs:
+        """The arrays that programs of this role and bucket read, for `fill_rows`."""
+        return self._rows[role, rows]
+
+    def run(self, role: str, kind: str, rows: int) -> None:
+        """Run the program of exactly this bucket on what its arrays hold."""
+        launches = self._launches[role, kind, rows]
+        self.launches_run += len(launches)
+        if self.probe is not None:
+            self._run_probed(role, kind, rows, launches, self.probe)
+        elif self.time_kernels:
+            start = time.perf_counter()
+            for launch in launches:
+                launch()
+            self.seconds_in_kernels += time.perf_counter() - start
+        else:
+            for launch in launches:
+                launch()
+
+    def _run_probed(self, role: str, kind: str, rows: int, launches: tuple[Launch, ...], probe: Probe) -> None:
+        for name, launch in zip(self._names[role, kind, rows], launches, strict=True):
+            start = time.perf_counter()
+            launch()
+            seconds = time.perf_counter() - start
+            self.seconds_in_kernels += seconds
+            probe(f"{role}.{kind}.{rows}", name, seconds)
+
+    def _bind(self, program: Program) -> tuple[Launch, ...]:
+        """Give every node's kernel its tensors: arrays, weights, caches, and views of the arena."""
+        tensors: dict[str, torch.Tensor] = {}
+        for value in program.graph.inputs:
+            tensors[value.name] = _leading(self.buffers[program.buffer_of(value)], value)
+        names = output_buffers(program.kind, self.plan.options.acceptance)
+        for name, value in zip(names, program.graph.outputs, strict=True):
+            tensors[value.name] = _leading(self.buffers[name], value)
+        if program.role != SAMPLER:
+            tensors |= self.weights[program.role]
+            tensors |= self.caches[program.role]
+        places = {place.value: place for place in program.placements}
+        launches: list[Launch] = []
+        for index, node in enumerate(program.graph.nodes):
+            for value in node.outputs:
+                if value.name not in tensors:
+                    place = places[value.name]
+                    raw = self.arena[place.offset : place.offset + value.spec.nbytes()]
+                    tensors[value.name] = raw.view(value.spec.dtype.torch).view(value.spec.sizes())
+            if node.selection is None:
+                raise PlanError(f"program {program.name}, call {index}: op {node.op} has no kernel")
+            scratch = places.get(f"ws{index}")
+            workspace = None if scratch is None else self.arena[scratch.offset : scratch.offset + scratch.nbytes]
+            kernel = load_backend(node.selection.backend).kernel(node.selection.kernel.partition(":")[2])
+            inputs = tuple(None if value is None else tensors[value.name] for value in node.inputs)
+            outputs = tuple(tensors[value.name] for value in node.outputs)
+            launches.append(kernel.bind(inputs, outputs, node.attr_dict, workspace))
+        return tuple(launches)
+
+    def _row_inputs(self, program: Program) -> RowInputs:
+        rows, array = program.rows, functools.partial(_int32, self.arrays)
+        return RowInputs(
+            rows,
+            token_ids=array("token_ids")[:rows],
+            positions=array("positions")[:rows],
+            slots=array("slots")[:rows],
+            row_start=array("row_start")[: rows + 1],
+            kv_len=array("kv_len")[:rows],
+            page_table=array(f"{program.role}.page_table")[:rows],
+        )
+
+    def set_logit_row(self, row: int) -> None:
+        """Say which row of a prefill call gives logits."""
+        if "logit_rows" in self.arrays:
+            self.arrays["logit_rows"][0] = row
+
+    @property
+    def prefill_kind(self) -> str:
+        """The kind of program that runs prompt chunks."""
+        return PREFILL
+
+
+def _int32(arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> npt.NDArray[np.int32]:
+    found: npt.NDArray[np.int32] = arrays[name].view(np.int32)
+    return found
+
+
+def _leading(buffer: torch.Tensor, value: Value) -> torch.Tensor:
+    """The first rows of an array, as many as the program's value has."""
+    return buffer[: value.spec.sizes()[0]]
+
+
+def _caches(plan: Plan, role_name: str) -> dict[str, torch.Tensor]:
+    role = plan.role(role_name)
+    found = {}
+    for cache in role.caches:
+        shape = (role.slots, cache.kv_heads, cache.head_dim)
+        found[f"kv{cache.layer}.k"] = torch.zeros(shape, dtype=role.dtype.torch)
+        found[f"kv{cache.layer}.v"] = torch.zeros(shape, dtype=role.dtype.torch)
+    return found
+
+
+def _load_weights(
+    parameters: tuple[Parameter, ...], source: WeightSource, role: str, progress: Progress | None
+) -> dict[str, torch.Tensor]:
+    """Parameters by name: a mapped view where dtype and shape already fit, else one copy that joins and converts.
+
+    Parameters with the same sources and spec share one tensor.
+    """
+    shared: dict[tuple[object, ...], torch.Tensor] = {}
+    found = {}
+    for done, parameter in enumerate(parameters):
+        spec = parameter.value.spec
+        key = (parameter.sources, spec)
+        if key not in shared:
+            parts = [source.tensor(name, spec) for name in parameter.sources]
+            shared[key] = _join(parts, parameter, role)
+        found[parameter.value.name] = shared[key]
+        if progress is not None:
+            progress(f"loading {role}", done + 1, len(parameters))
+    return found
+
+
+def _join(parts: list[torch.Tensor], parameter: Parameter, role: str) -> torch.Tensor:
+    spec = parameter.value.spec
+    rows = sum(part.shape[0] for part in parts)
+    shape = (rows, *parts[0].shape[1:])
+    if shape != spec.sizes():
+        raise PlanError(
+            f"{role}: weight {parameter.value.name} must be {spec}, the checkpoint gives {list(shape)} from "
+            f"{', '.join(parameter.sources)}; was the plan made for another checkpoint?"
+        )
+    if len(parts) == 1 and parts[0].dtype == spec.dtype.torch and parts[0].is_contiguous():
+        return parts[0]
+    joined = torch.empty(shape, dtype=spec.dtype.torch)
+    start = 0
+    for part in parts:
+        joined[start : start + part.shape[0]].copy_(part)
+        start += part.shape[0]
+    return joined

@@ -1,0 +1,57 @@
+"""What the planner knows of running sequences, as arrays.
+
+Owns `Lanes`. What always holds: a lane is one running sequence's place in every array; `tokens[lane, :length[lane]]`
+are its known tokens, and what stands after them are drafts of the step under way, or nothing; arrays are indexed by
+lane, so a step over hundreds of sequences is planned with a few array operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+class Lanes:
+    """Arrays over `count` lanes for sequences of up to `capacity` tokens."""
+
+    def __init__(self, count: int, capacity: int, start_rate: float, roles: Iterable[str]) -> None:
+        self.count = count
+        self.start_rate = start_rate
+        # One column more than capacity: a lane at capacity is never fed its last token, but indexing stays simple.
+        self.tokens: npt.NDArray[np.int32] = np.zeros((count, capacity + 1), np.int32)
+        self.length: Ints = np.zeros(count, np.int64)
+        self.length_limit: Ints = np.zeros(count, np.int64)
+        self.seed: Ints = np.zeros(count, np.int64)
+        self.temperature: npt.NDArray[np.float32] = np.zeros(count, np.float32)
+        self.top_k: npt.NDArray[np.int32] = np.zeros(count, np.int32)
+        self.top_p: npt.NDArray[np.float32] = np.ones(count, np.float32)
+        self.min_p: npt.NDArray[np.float32] = np.zeros(count, np.float32)
+        self.adjusts: npt.NDArray[np.bool_] = np.zeros(count, bool)
+        self.rate: npt.NDArray[np.float64] = np.full(count, start_rate)
+        self.steps: Ints = np.zeros(count, np.int64)
+        self.peak_slots: dict[str, Ints] = {role: np.zeros(count, np.int64) for role in roles}
+        self._free = list(range(count - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        """Lanes that no sequence has."""
+        return len(self._free)
+
+    def take(self) -> int:
+        """A free lane (IndexError when there is none)."""
+        return self._free.pop()
+
+    def give_back(self, lane: int) -> None:
+        """Return a lane; its arrays are stale until it is taken again."""
+        self.length[lane] = 0
+        self._free.append(lane)
+
+    def append(self, lane: int, tokens: list[int]) -> None:
+        """Add tokens to a lane's known ones."""
+        start = int(self.length[lane])
+        self.tokens[lane, start : start + len(tokens)] = tokens
+        self.length[lane] = start + len(tokens)

@@ -1,0 +1,100 @@
+"""Plans one decode step: widths, spans, reservations.
+
+Owns `DecodePlanner`. What always holds: widths come from the plan's formula with this step's numbers, once, before
+anything runs; a page that speculation would take never costs another sequence its own next token; the binding it
+returns is reserved in the ledger and verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from slotwise.core.ledger import Ledger, RoleLedger
+from slotwise.engine.lanes import Ints, Lanes
+from slotwise.plans.binding import Binding, WidthFormula, bind_decode
+from slotwise.plans.plan import Plan
+from slotwise.plans.program import DRAFT, TARGET
+from slotwise.plans.verify_binding import verify_binding
+
+UNLIMITED = 2**40
+
+
+class DecodePlanner:
+    """Binds the plan's decode step to the lanes of one step."""
+
+    def __init__(self, plan: Plan, lanes: Lanes, ledger: Ledger) -> None:
+        target = plan.target
+        constants = {"capacity": target.capacity, "rotary": target.positions}
+        if plan.has_draft_model:
+            constants["draft_capacity"] = plan.role(DRAFT).capacity
+        self._step = plan.step("decode")
+        self._formula = WidthFormula(self._step, constants)
+        self._lanes = lanes
+        self._ledger = ledger
+        self._target = ledger[TARGET]
+        self._draft: RoleLedger | None = ledger[DRAFT] if DRAFT in ledger else None
+
+    def lacks_pages(self, chosen: Ints) -> bool:
+        """Whether the pool cannot give each lane even the slot of its pending token: someone must be preempted."""
+        needed = self._target.pages_short(chosen, self._lanes.length[chosen])
+        return int(needed.sum()) > self._target.pool.available
+
+    def bind(self, epoch: int, sequences: Sequence[int], chosen: Ints, offered: Ints) -> Binding:
+        """Widths for the lanes `chosen`, at most `offered`; spans reserved in every role; verified.
+
+        Raises OutOfPages, with nothing changed, when the pool cannot give even one slot a lane.
+        """
+        length = self._lanes.length[chosen]
+        values = {
+            "len": length,
+            "speculate": offered,
+            "budget": self._lanes.length_limit[chosen] - length,
+            "room": UNLIMITED,
+        }
+        width = self._formula.widths(values)
+        if width.any() and not self._fits(self._target, chosen, length + width):
+            values["room"] = self._rooms(self._target, chosen, length, length + width)
+            width = self._formula.widths(values)
+        filled = None
+        if self._draft is not None:
+            filled = self._draft.committed[chosen]
+            width = self._fit_draft(chosen, length, width)
+        binding = bind_decode(self._step, epoch, sequences, chosen, length, width, filled)
+        self._reserve(binding)
+        verify_binding(binding, self._ledger, epoch)
+        return binding
+
+    def _reserve(self, binding: Binding) -> None:
+        for span in binding.spans:
+            self._ledger[span.role].reserve(span.lanes, span.end)
+
+    def _fit_draft(self, chosen: Ints, length: Ints, width: Ints) -> Ints:
+        """`width`, but 0 for lanes that the draft role's pool has no pages for."""
+        draft = self._draft
+        some = np.flatnonzero(width)
+        if draft is None or not some.size or self._fits(draft, chosen[some], (length + width)[some] - 1):
+            return width
+        left = draft.pool.available
+        short = draft.pages_short(chosen, length + width - 1)
+        fitted = width.copy()
+        for i in some.tolist():
+            if short[i] <= left:
+                left -= int(short[i])
+            else:
+                fitted[i] = 0
+        return fitted
+
+    @staticmethod
+    def _fits(role: RoleLedger, chosen: Ints, ends: Ints) -> bool:
+        return int(role.pages_short(chosen, ends).sum()) <= role.pool.available
+
+    @staticmethod
+    def _rooms(role: RoleLedger, chosen: Ints, needed: Ints, wanted: Ints) -> Ints:
+        """Slots that each lane can have: pages for `needed` first, for all; then, in order, more up to `wanted`."""
+        must = role.pages_short(chosen, needed)
+        more = role.pages_short(chosen, wanted) - must
+        left = max(0, role.pool.available - int(must.sum()))
+        granted = np.clip(left - (np.cumsum(more) - more), 0, more)
+        rooms: Ints = (role.page_count[chosen] + must + granted) * role.page_size
+        return rooms

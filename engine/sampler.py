@@ -1,0 +1,111 @@
+"""Feeds the sampler's programs: from rows of logits to tokens.
+
+Owns `Sampler`. What always holds: the logits of a row are edited only by its own sequence's penalties, biases and bans,
+and only after anything that wants them raw has taken its copy; each row's noise is keyed by its sequence's seed and its
+token's position, so which rows share a call never matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from slotwise.engine.adjust import Edits
+from slotwise.engine.executor import Executor
+from slotwise.engine.lanes import Ints, Lanes
+from slotwise.engine.request import TokenLogprobs
+from slotwise.plans.program import SAMPLER
+from slotwise.plans.sampling import ACCEPT, FILTER, GREEDY, SAMPLE
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """Tokens int64[n] drawn for n rows, and whether each row could be drawn from."""
+
+    tokens: Ints
+    ok: Bools
+
+
+class Sampler:
+    """Runs sampler programs of `executor` with the settings of `lanes`."""
+
+    def __init__(self, executor: Executor, lanes: Lanes) -> None:
+        self._executor = executor
+        self._lanes = lanes
+        self._arrays = executor.arrays
+
+    @property
+    def logits(self) -> Floats:
+        """The logits that the last model program gave, [R, V], to be read or edited."""
+        found: Floats = self._arrays["logits"].view(np.float32)
+        return found
+
+    @property
+    def scores(self) -> Floats:
+        """The scores that the last `filter` or `sample` program gave, [R, V]."""
+        found: Floats = self._arrays["scores"].view(np.float32)
+        return found
+
+    def edit(self, row: int, edits: Edits) -> None:
+        """Apply one sequence's edits to the logits of `row`: z / divide if z > 0, else z * divide; then add."""
+        if not len(edits):
+            return
+        logits = self.logits
+        z = logits[row, edits.tokens]
+        logits[row, edits.tokens] = np.where(z > 0, z / edits.divide, z * edits.divide) + edits.add
+
+    def sample(self, row_lanes: Ints, positions: Ints, kind: str = SAMPLE) -> SampledRows:
+        """Draw a token for each of the first rows of the logits; row i is lane `row_lanes[i]`'s, at `positions[i]`.
+
+        When every row is greedy, and scores are not asked for, the cheaper `greedy` program runs: same tokens.
+        """
+        rows = row_lanes.size
+        greedy = kind == SAMPLE and not self._lanes.temperature[row_lanes].any()
+        kind = GREEDY if greedy else kind
+        if not greedy:
+            self._set_controls(row_lanes, positions)
+        self._run(kind, rows)
+        return SampledRows(self._arrays["sampled"][:rows].astype(np.int64), self._arrays["ok"][:rows].astype(bool))
+
+    def filter(self, row_lanes: Ints, positions: Ints) -> None:
+        """Turn the first rows of the logits into scores."""
+        self._set_controls(row_lanes, positions)
+        self._run(FILTER, row_lanes.size)
+
+    def accept(self, rows: int, bucket: int) -> None:
+        """Run the acceptance program on what the arrays hold; `bucket` is that of the verified rows."""
+        self._executor.run(SAMPLER, ACCEPT, bucket)
+
+    def _run(self, kind: str, rows: int) -> None:
+        self._executor.run(SAMPLER, kind, self._executor.bucket(SAMPLER, kind, rows))
+
+    def _set_controls(self, row_lanes: Ints, positions: Ints) -> None:
+        rows, lanes, arrays = row_lanes.size, self._lanes, self._arrays
+        arrays["temperature"][:rows] = lanes.temperature[row_lanes]
+        arrays["top_k"][:rows] = lanes.top_k[row_lanes]
+        arrays["top_p"][:rows] = lanes.top_p[row_lanes]
+        arrays["min_p"][:rows] = lanes.min_p[row_lanes]
+        arrays["seed"][:rows] = lanes.seed[row_lanes]
+        arrays["token_positions"][:rows] = positions
+        # Rows beyond are padding: greedy, so that nothing is sorted for them.
+        arrays["temperature"][rows:] = 0
+
+
+def logprobs_of(logits: Floats, tokens: SequenceOf[int], top: int) -> tuple[TokenLogprobs, ...]:
+    """Log-probabilities (natural) of `tokens`, one a row of raw `logits` [>= n, V], with the `top` likeliest of each.
+
+    Of equally likely tokens the lower id comes first.
+    """
+    found = []
+    for row, token in zip(logits, tokens, strict=False):
+        wide = row.astype(np.float64)
+        wide -= wide.max()
+        wide -= np.log(np.exp(wide).sum())
+        order = np.lexsort((np.arange(wide.size), -wide))[:top].tolist() if top else []
+        found.append(TokenLogprobs(token, float(wide[token]), {t: float(wide[t]) for t in order}))
+    return tuple(found)
