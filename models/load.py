@@ -1,0 +1,75 @@
+"""From a checkpoint folder to a model: description, weights, and the checkpoint itself.
+
+Owns `load_model`. What always holds: when it returns, config and tensors have been checked against each other, from
+headers alone; no weight has been read into memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+
+from slotwise.core.errors import OptionError
+from slotwise.core.model import ModelSpec, WeightSource
+from slotwise.core.specs import DType
+from slotwise.models.architecture import read_architecture
+from slotwise.models.checkpoint import WEIGHT_DTYPES, Checkpoint
+from slotwise.models.config import ConfigReader
+from slotwise.models.weights import CheckpointWeights, check_layers, check_tensors, find_sources
+
+_COMPUTING = (DType.F32, DType.F16, DType.BF16)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be planned: what it is, where its weights come from, and the folder behind both."""
+
+    spec: ModelSpec
+    weights: WeightSource
+    checkpoint: Checkpoint
+
+
+def load_model(folder: str | os.PathLike[str], dtype: DType | None = None) -> LoadedModel:
+    """Open the checkpoint in `folder`, check it, and build its graph.
+
+    `dtype` is what to compute in (float32, float16 or bfloat16); None is the checkpoint's own: what its config says,
+    else what most of its tensors are. Raises CheckpointError for a folder that is damaged, inconsistent or not
+    supported.
+    """
+    if dtype is not None and dtype not in _COMPUTING:
+        raise OptionError(
+            f"dtype must be one of {', '.join(d.value for d in _COMPUTING)} to compute in, found {dtype.value}"
+        )
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.reader()
+    model_type, architecture = read_architecture(config)
+    sources = find_sources(checkpoint, architecture)
+    check_layers(checkpoint, sources.prefix, architecture.sizes.layers)
+    dtype = dtype or _own_dtype(checkpoint, config)
+    graph = architecture.graph(model_type, sources, dtype)
+    check_tensors(checkpoint, graph, sources, architecture.ignored)
+    spec = ModelSpec(
+        name=checkpoint.folder.resolve().name,
+        architecture=model_type,
+        graph=graph,
+        vocab_size=architecture.sizes.vocab,
+        max_positions=architecture.max_positions,
+        dtype=dtype,
+    )
+    return LoadedModel(spec, CheckpointWeights(checkpoint, architecture.ropes), checkpoint)
+
+
+def _own_dtype(checkpoint: Checkpoint, config: ConfigReader) -> DType:
+    """The dtype that the config names (`torch_dtype` before transformers 5), else that of most bytes."""
+    names = tuple(str(d.torch).removeprefix("torch.") for d in _COMPUTING)
+    text = config.optional_mapping("text_config")
+    for reader in (config, text):
+        for key in ("dtype", "torch_dtype"):
+            if reader is not None and reader.has(key):
+                return DType.parse(reader.choice(key, names))
+    sizes: Counter[DType] = Counter()
+    for info in checkpoint.tensors.values():
+        if info.dtype in WEIGHT_DTYPES:
+            sizes[DType.parse(info.dtype)] += info.nbytes
+    return sizes.most_common(1)[0][0] if sizes else DType.F32
