@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 from slotwise.core.errors import PlanError
@@ -90,24 +91,27 @@ def parse_affine(text: str) -> Affine:
             if pending:
                 total, factor, pending = total + sign * factor, 1, False
             sign = -1 if token == "-" else 1
-        elif token.isdigit():
+        elif token.isascii() and token.isdigit():
             if pending:
                 raise PlanError(f"{text!r} is no affine expression: two numbers in a row")
             factor, pending = int(token), True
-        elif token.replace("_", "a").isalnum():
+        elif token.isascii() and token.isidentifier():
             total, factor, pending = total + variable(token) * (sign * factor), 1, False
             sign = 1
         else:
             raise PlanError(f"{text!r} is no affine expression: {token!r} is neither a name nor a number")
-    return total + sign * factor if pending else total
+    total = total + sign * factor if pending else total
+    if str(total) != text:
+        raise PlanError(f"{text!r} is no affine expression as they are printed; it would read {str(total)!r}")
+    return total
 
 
 def prove(premises: Iterable[Affine], goal: Affine) -> bool:
     """Whether `goal >= 0` follows from `p >= 0` for every p in `premises`, for all integers.
 
     By Fourier-Motzkin elimination: premises together with the negated goal (`-goal - 1 >= 0`) are shown to have no
-    rational, hence no integer, solution. Sound; complete over the rationals; doubly exponential in the worst case, which
-    a step's handful of variables never comes near.
+    rational, hence no integer, solution. Sound; complete over the rationals; doubly exponential in the worst case,
+    which a step's handful of variables never comes near.
     """
     rows = {_normal(p) for p in premises} | {_normal(-goal - 1)}
     names = {name for row in rows for name, _ in row.terms}
@@ -132,8 +136,6 @@ def _products(rows: set[Affine], name: str) -> int:
 
 def _normal(row: Affine) -> Affine:
     """Divide by the greatest common divisor of the coefficients, rounding the constant down (exact on integers)."""
-    from math import gcd
-
     divisor = gcd(*(c for _, c in row.terms)) if row.terms else 0
     if divisor <= 1:
         return row

@@ -56,6 +56,11 @@ class RoleLedger:
         """Start an account for `lane`, holding the shared pages `prefix` (from `pool.find_prefix`), all committed."""
         if self.is_open[lane]:
             raise LedgerError(f"{self.role}: lane {lane} is opened twice; close it first")
+        if len(prefix) * self.page_size > self.capacity:
+            raise LedgerError(
+                f"{self.role}: lane {lane} cannot hold a prefix of {len(prefix)} pages of {self.page_size} slots; the "
+                f"capacity is {self.capacity}"
+            )
         self.pool.share(prefix)
         self.is_open[lane] = True
         self.page_table[lane, : len(prefix)] = prefix
@@ -75,7 +80,8 @@ class RoleLedger:
 
     def pages_short(self, lanes: Ints, ends: Ints) -> Ints:
         """How many more pages each lane would need for its reservation to reach `ends`."""
-        return np.maximum(-(-ends // self.page_size) - self.page_count[lanes], 0)
+        short: Ints = np.maximum(-(-ends // self.page_size) - self.page_count[lanes], 0)
+        return short
 
     def reserve(self, lanes: Ints, ends: Ints) -> None:
         """Reserve slots up to `ends` (exclusive) for each lane, taking pages as needed.
@@ -123,7 +129,7 @@ class RoleLedger:
             self._trim(int(lanes[i]), int(kept[i]))
 
     def publish(self, lane: int, tokens: Sequence[int], upto: int) -> None:
-        """Share the lane's full committed pages that end at or before position `upto`; `tokens` is its whole sequence."""
+        """Share the lane's full committed pages that end at or before `upto`; `tokens` is its whole sequence."""
         size = self.page_size
         full = min(upto, int(self.committed[lane])) // size
         for ordinal in range(self._published[lane], full):
@@ -135,9 +141,9 @@ class RoleLedger:
     def slots(self, lane: int, begin: int, end: int) -> Ints:
         """The physical slots of positions `begin .. end` of `lane`."""
         position = np.arange(begin, end)
-        return self.page_table[lane, position // self.page_size].astype(np.int64) * self.page_size + (
-            position % self.page_size
-        )
+        pages = self.page_table[lane, position // self.page_size].astype(np.int64)
+        found: Ints = pages * self.page_size + position % self.page_size
+        return found
 
     def check(self, step: int) -> PageCount:
         """Raise LedgerError naming `step` and printing the ledger when an equation of this role does not hold."""

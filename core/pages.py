@@ -102,10 +102,11 @@ class PagePool:
         return found
 
     def share(self, pages: Sequence[int]) -> None:
-        """One more holder for each of `pages` (found by `find_prefix`)."""
+        """One more holder for each of `pages` (found by `find_prefix`); raises LedgerError for one not published."""
         for page in pages:
             if page not in self._node_of_page:
                 raise LedgerError(f"page {page} cannot be shared: only published pages are")
+        for page in pages:
             self._cached.pop(page, None)
             self.references[page] += 1
 

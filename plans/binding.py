@@ -1,8 +1,8 @@
 """A step with its numbers bound.
 
-Owns `WidthFormula`, `BoundSpan`, `Binding` and `bind_decode` / `bind_prefill`. What always holds: a binding is complete
-and frozen when it is made (its arrays are read-only), its spans and widths are the plan's expressions evaluated, nothing
-else; it carries the epoch of its step, and results of another epoch are not accepted for it.
+Owns `WidthFormula`, `BoundSpan`, `Binding` and `bind_decode` / `bind_prefill`. What always holds: a binding is
+complete and frozen when it is made (its arrays are read-only), its spans and widths are the plan's expressions
+evaluated, nothing else; it carries the epoch of its step, and results of another epoch are not accepted for it.
 """
 
 from __future__ import annotations

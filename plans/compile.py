@@ -91,11 +91,11 @@ def compile_plan(
         reason = backend.unavailable()
         if reason is not None:
             raise PlanError(f"backend {backend.name!r} cannot run here: {reason}")
+    if isinstance(draft, str) and draft != "ngram":
+        raise PlanError(f"drafter {draft!r} is not known; expected a model, 'ngram' or None")
     if draft is None or options.speculate == 0:
         draft, options = None, replace(options, speculate=0)
     kind = "none" if draft is None else "ngram" if isinstance(draft, str) else "model"
-    if isinstance(draft, str) and draft != "ngram":
-        raise PlanError(f"drafter {draft!r} is not known; expected a model, 'ngram' or None")
     models = {TARGET: target} | ({DRAFT: draft} if isinstance(draft, ModelSpec) else {})
     if isinstance(draft, ModelSpec) and draft.vocab_size != target.vocab_size:
         raise PlanError(
@@ -163,14 +163,14 @@ def _role_plan(role: str, model: ModelSpec, options: PlanOptions, identity: Iden
 
 def _decode_buckets(options: PlanOptions) -> tuple[int, ...]:
     """Row counts of decode-side programs: fine steps where rows are few, about a third more each beyond."""
-    largest = min(options.decode_rows, options.max_sequences * (options.speculate + 2))
-    largest = max(largest, 2 * (options.speculate + 1))
+    wanted = max(options.max_sequences * (options.speculate + 2), 2 * (options.speculate + 1))
+    largest = min(options.decode_rows, wanted)
     sizes = [size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if size < largest]
     size = 96
     while size < largest:
         sizes.append(size)
         size = size * 4 // 3
-    return (*sizes, min(largest, options.decode_rows))
+    return (*sizes, largest)
 
 
 def _prefill_buckets(options: PlanOptions) -> tuple[int, ...]:

@@ -31,7 +31,9 @@ def parse_preference(choice: BackendChoice | Preference) -> Preference:
         items: list[tuple[str, Any]] = [(ANY_OP, choice)]
     elif isinstance(choice, Mapping):
         items = list(choice.items())
-    elif all(isinstance(entry, tuple) for entry in choice):
+    elif not isinstance(choice, Sequence):
+        raise OptionError(f"backend must be a name, a list of names, or either of them per op; is {choice!r}")
+    elif all(isinstance(entry, tuple) and len(entry) == 2 for entry in choice):
         items = [(str(entry[0]), entry[1]) for entry in choice]
     else:
         items = [(ANY_OP, choice)]
@@ -39,7 +41,7 @@ def parse_preference(choice: BackendChoice | Preference) -> Preference:
     for op, names in items:
         if op != ANY_OP and op not in contracts():
             raise OptionError(f"backend preference for op {op!r}: no such op{nearest(op, contracts())}")
-        ordered = (names,) if isinstance(names, str) else tuple(names)
+        ordered = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Sequence) else ()
         if not ordered or not all(isinstance(name, str) and name for name in ordered):
             raise OptionError(f"backend preference for op {op!r} must be one or more backend names, is {names!r}")
         found[op] = ordered
@@ -52,10 +54,10 @@ def parse_preference(choice: BackendChoice | Preference) -> Preference:
 class PlanOptions:
     """Options of a plan; the defaults suit a laptop.
 
-    `capacity` is the most tokens of one sequence, prompt included (0: the model's own maximum, at most 4096); `pages` is
-    the number of pages of each role's pool (0: enough for `max_sequences` full sequences); `speculate` is the greatest
-    draft width; `prefill_chunk` is the most prompt rows of one prefill call; `decode_rows` the most rows of one
-    decode-side call. `dtype` None computes in the checkpoint's dtype.
+    `capacity` is the most tokens of one sequence, prompt included (0: the model's own maximum, at most 4096); `pages`
+    is the number of pages of each role's pool (0: enough for `max_sequences` full sequences); `speculate` is the
+    greatest draft width; `prefill_chunk` is the most prompt rows of one prefill call; `decode_rows` the most rows of
+    one decode-side call. `dtype` None computes in the checkpoint's dtype.
     """
 
     backend: Preference = ((ANY_OP, ("reference",)),)
@@ -75,6 +77,8 @@ class PlanOptions:
         object.__setattr__(self, "backend", parse_preference(self.backend))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", DType.parse(self.dtype))
+            if not DType.parse(self.dtype).is_float:
+                raise OptionError(f"dtype must be a floating-point type to compute in, is {self.dtype.value}")
         for name, low, high in (
             ("capacity", 0, 2**30),
             ("page_size", 1, 2**16),
@@ -95,12 +99,12 @@ class PlanOptions:
             raise OptionError(f"acceptance must be one of {', '.join(ACCEPTANCE_RULES)}, is {self.acceptance!r}{hint}")
         if self.speculate >= self.decode_rows:
             raise OptionError(
-                f"speculate {self.speculate} does not fit decode_rows {self.decode_rows}: verifying k drafts takes k + 1 "
-                "rows in one call; lower speculate or raise decode_rows"
+                f"speculate {self.speculate} does not fit decode_rows {self.decode_rows}: verifying k drafts takes "
+                "k + 1 rows in one call; lower speculate or raise decode_rows"
             )
 
     def with_changes(self, **changes: Any) -> PlanOptions:
-        """The same options with some changed; raises OptionError, with the nearest name, for one that does not exist."""
+        """The same options with some changed; raises OptionError, with the nearest name, for an unknown one."""
         known = option_names()
         for name in changes:
             if name not in known:

@@ -1,7 +1,7 @@
 """The plan: everything that is fixed before the first token.
 
-Owns `Plan`. What always holds: a plan is frozen, hashable and self-contained: its programs, steps, memory and options are
-all in it, and its text and JSON are functions of its content alone, so equal plans print equally on every run.
+Owns `Plan`. What always holds: a plan is frozen, hashable and self-contained: its programs, steps, memory and options
+are all in it, and its text and JSON are functions of its content alone, so equal plans print equally on every run.
 """
 
 from __future__ import annotations

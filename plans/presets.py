@@ -1,7 +1,7 @@
 """Presets: options in TOML files.
 
-Owns the reading of `plans/presets/*.toml` and of a user's own files. What always holds: a preset's keys are the fields of
-`PlanOptions`; an unknown key or preset is an error that suggests the nearest; a preset never runs code.
+Owns the reading of `plans/presets/*.toml` and of a user's own files. What always holds: a preset's keys are the fields
+of `PlanOptions`; an unknown key or preset is an error that suggests the nearest; a preset never runs code.
 """
 
 from __future__ import annotations

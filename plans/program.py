@@ -1,8 +1,8 @@
 """Programs: the kernel calls of one role for one row bucket.
 
 Owns `Program` and `RolePlan`. What always holds: a program's graph is bound (no names in its specs), every node has a
-kernel, every intermediate value has a place in the arena; the first rows of a bucket are real, the rest are padding that
-reads nothing and writes the scratch slot.
+kernel, every intermediate value has a place in the arena; the first rows of a bucket are real, the rest are padding
+that reads nothing and writes the scratch slot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DECODE, PREFILL = "decode", "prefill"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The calls that run `rows` rows of `role`; `kind` is `decode` or `prefill`, or names what a sampler program does."""
+    """The calls that run `rows` rows of `role`; `kind` is `decode`, `prefill`, or what a sampler program does."""
 
     role: str
     kind: str

@@ -1,7 +1,7 @@
 """The symbolic step: what one decode or prefill step does to slots, as planned ops over named lengths.
 
-Owns `StepOp`, `Step` and the two steps of a plan. What always holds: spans are affine in the step's variables; the width
-formula is written here once, and planning, printing, the static proof and the run-time check all read it from here.
+Owns `StepOp`, `Step` and the two steps of a plan. What always holds: spans are affine in the step's variables; the
+width formula is written here once, and planning, printing, the static proof and the run-time check all read it here.
 """
 
 from __future__ import annotations

@@ -8,9 +8,10 @@ bounds for all lengths, widths and capacities. Each rule raises VerificationErro
 from __future__ import annotations
 
 from slotwise.core.affine import Affine, prove
-from slotwise.core.backend import load_backend
+from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.check import check_graph
-from slotwise.core.errors import SlotwiseError, VerificationError
+from slotwise.core.errors import BackendError, SlotwiseError, VerificationError
+from slotwise.core.graph import Node
 from slotwise.core.printer import format_around
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
 from slotwise.plans.plan import Plan
@@ -28,6 +29,7 @@ from slotwise.plans.step import (
     LENGTH,
     ROOM,
     ROTARY,
+    SPECULATE,
     WIDTH,
     Span,
     Step,
@@ -39,8 +41,10 @@ def verify_plan(plan: Plan) -> None:
     roles = {role.role: role for role in plan.roles}
     if TARGET not in roles:
         raise VerificationError("roles", f"the plan has no role {TARGET!r}; it has {sorted(roles)}")
+    if (DRAFT in roles) != (plan.draft == "model"):
+        raise VerificationError("roles", f"the drafter is {plan.draft!r}, but the roles are {sorted(roles)}")
     for role in plan.roles:
-        _verify_role(role)
+        _verify_role(plan, role)
     names = [program.name for program in plan.programs]
     for name in names:
         if names.count(name) > 1:
@@ -60,11 +64,24 @@ def verify_plan(plan: Plan) -> None:
             f"verifying {plan.options.speculate} drafts takes {plan.options.speculate + 1} rows, but the "
             f"largest decode program has {widest}",
         )
+    expected = ["decode", *(f"prefill {role.role}" for role in plan.roles)]
+    if sorted(step.name for step in plan.steps) != sorted(expected):
+        raise VerificationError(
+            "steps", f"the steps are {[step.name for step in plan.steps]}, expected {expected}, each once"
+        )
     for step in plan.steps:
-        verify_step(step, plan.draft == "model")
+        verify_step(step, plan.has_draft_model)
 
 
-def _verify_role(role: RolePlan) -> None:
+def _verify_role(plan: Plan, role: RolePlan) -> None:
+    if role.page_size != plan.options.page_size:
+        raise VerificationError(
+            "pages", f"{role.role}: pages of {role.page_size} slots, the options say {plan.options.page_size}"
+        )
+    if role.role == TARGET and role.capacity != plan.options.capacity:
+        raise VerificationError(
+            "capacity", f"{role.role}: a capacity of {role.capacity}, the options say {plan.options.capacity}"
+        )
     columns = -(-role.capacity // role.page_size)
     if role.pages < columns:
         raise VerificationError(
@@ -82,9 +99,12 @@ def _verify_program(plan: Plan, program: Program) -> None:
         check_graph(program.graph)
     except SlotwiseError as error:
         raise VerificationError("graph", f"program {program.name}: {error}") from error
-    _verify_kernels(plan, program)
+    _verify_rows(program)
+    _verify_kernels(program)
     _verify_arena(program)
-    _verify_caches(plan, program)
+    if program.role != SAMPLER:
+        _verify_caches(plan, program)
+        _verify_parameters(plan.role(program.role), program)
     buffers = dict(plan.buffers)
     wanted = [(program.buffer_of(value), value) for value in program.graph.inputs]
     outputs = output_buffers(program.kind, plan.options.acceptance)
@@ -102,27 +122,44 @@ def _verify_program(plan: Plan, program: Program) -> None:
             raise VerificationError("buffers", f"program {program.name}: {name} must hold {value.spec}, is {spec}")
 
 
-def _verify_kernels(plan: Plan, program: Program) -> None:
+def _verify_rows(program: Program) -> None:
+    """Every input has the bucket's rows, and no name is left in any spec."""
+    for value in (*program.graph.inputs, *(v for node in program.graph.nodes for v in (*node.inputs, *node.outputs))):
+        if value is not None and not all(isinstance(size, int) for size in value.spec.shape):
+            raise VerificationError("programs", f"program {program.name}: {value.name}: {value.spec} is not bound")
+    for value in program.graph.inputs:
+        # A prefill gives the logits of one row; row_start has one entry more than there are sequences.
+        rows = 1 if value.name == "logit_rows" else program.rows + (value.name == "row_start")
+        if value.spec.shape[:1] != (rows,):
+            raise VerificationError(
+                "programs", f"program {program.name}: {value.name} is {value.spec}, not {rows} rows"
+            )
+
+
+def _kernel(node: Node, where: str) -> Kernel:
+    if node.selection is None:
+        raise VerificationError("kernels", f"{where}: op {node.op} has no kernel")
+    try:
+        return load_backend(node.selection.backend).kernel(node.selection.kernel.partition(":")[2])
+    except BackendError as error:
+        raise VerificationError("kernels", f"{where}: {error}") from error
+
+
+def _verify_kernels(program: Program) -> None:
     for index, node in enumerate(program.graph.nodes):
         where = f"program {program.name}, call {index}"
-        if node.selection is None:
-            raise VerificationError("kernels", f"{where}: op {node.op} has no kernel")
-        kernel = load_backend(node.selection.backend).kernel(node.selection.kernel.partition(":")[2])
-        call = call_spec(node)
+        kernel, call = _kernel(node, where), call_spec(node)
         if kernel.op != node.op:
-            raise VerificationError(
-                "kernels", f"{where}: kernel {node.selection.kernel} runs {kernel.op}, not {node.op}"
-            )
+            raise VerificationError("kernels", f"{where}: kernel {kernel.name} runs {kernel.op}, not {node.op}")
         reason = kernel.refuses(call)
         if reason is not None:
-            raise VerificationError("kernels", f"{where}: {node.selection.kernel} cannot run it: {reason}")
-        if kernel.is_row_invariant(call.rows) != node.selection.row_invariant:
+            raise VerificationError("kernels", f"{where}: {kernel.name} cannot run it: {reason}")
+        invariant = kernel.is_row_invariant(call.rows)
+        if node.selection is None or invariant != node.selection.row_invariant:
+            raise VerificationError("row invariance", f"{where}: {kernel.name} is not what the plan says it is")
+        if program.kind != "prefill" and not invariant:
             raise VerificationError(
-                "row invariance", f"{where}: {node.selection.kernel} is not what the plan says it is"
-            )
-        if program.kind != "prefill" and not node.selection.row_invariant:
-            raise VerificationError(
-                "row invariance", f"{where}: {node.selection.kernel} is not row-invariant for {call.rows} rows"
+                "row invariance", f"{where}: {kernel.name} is not row-invariant for {call.rows} rows"
             )
 
 
@@ -138,10 +175,8 @@ def _verify_arena(program: Program) -> None:
         for value in node.outputs:
             if value.name not in outputs:
                 spans[value.name], sizes[value.name] = (index, index), value.spec.nbytes()
-        if node.selection is not None:
-            kernel = load_backend(node.selection.backend).kernel(node.selection.kernel.partition(":")[2])
-            if scratch := kernel.workspace(call_spec(node)):
-                spans[f"ws{index}"], sizes[f"ws{index}"] = (index, index), scratch
+        if scratch := _kernel(node, f"program {program.name}, call {index}").workspace(call_spec(node)):
+            spans[f"ws{index}"], sizes[f"ws{index}"] = (index, index), scratch
     placed = {p.value: p for p in program.placements}
     if len(placed) != len(program.placements) or placed.keys() != spans.keys():
         odd = sorted(placed.keys() ^ spans.keys()) or "a value placed twice"
@@ -174,8 +209,6 @@ def _collision(placements: tuple[Placement, ...]) -> tuple[Placement, Placement]
 
 
 def _verify_caches(plan: Plan, program: Program) -> None:
-    if program.role == SAMPLER:
-        return
     role = plan.role(program.role)
     declared = {cache.layer: cache for cache in role.caches}
     written: set[int] = set()
@@ -192,10 +225,37 @@ def _verify_caches(plan: Plan, program: Program) -> None:
                     f"program {program.name}, call {index}: {value.name} is {value.spec}, the role's layer "
                     f"{layer} has {expected}\n{format_around(program.graph, index)}",
                 )
+        if node.attr_dict.get("page_size", role.page_size) != role.page_size:
+            raise VerificationError(
+                "pages",
+                f"program {program.name}, call {index}: reads pages of {node.attr('page_size')} slots, the role's have "
+                f"{role.page_size}",
+            )
         written.update(effect.layer for effect in node.effects if effect.kind == "writes")
     if written != declared.keys():
         missing = sorted(declared.keys() - written)
         raise VerificationError("caches", f"program {program.name} never writes the slots of layers {missing}")
+
+
+def _verify_parameters(role: RolePlan, program: Program) -> None:
+    """A program's weights are the role's, its rotary tables reach every position, its page tables every slot."""
+    known = {parameter.value.name: parameter for parameter in role.parameters}
+    for parameter in program.graph.parameters:
+        value = parameter.value
+        if known.get(value.name) != parameter:
+            raise VerificationError("weights", f"program {program.name}: {value.name}: {value.spec} is not the role's")
+        if parameter.sources[0].startswith("rope.") and value.spec.sizes()[0] < role.positions:
+            raise VerificationError(
+                "rotary",
+                f"program {program.name}: {value.name} is {value.spec}, the role has {role.positions} positions",
+            )
+    for value in program.graph.inputs:
+        if value.name == "page_table" and value.spec.sizes()[1] * role.page_size < role.capacity:
+            raise VerificationError(
+                "pages",
+                f"program {program.name}: {value.name} is {value.spec}, too narrow for {role.capacity} tokens in pages "
+                f"of {role.page_size}",
+            )
 
 
 def verify_step(step: Step, has_draft_model: bool) -> None:
@@ -203,15 +263,17 @@ def verify_step(step: Step, has_draft_model: bool) -> None:
 
     Raises VerificationError naming the obligation and what could not be proved.
     """
-    names = [op.op for op in step.ops]
-    if "reserve" not in names or "commit" not in names or names[0] != "reserve":
-        raise VerificationError("balance", f"step {step.name}: a step reserves first and commits last, found {names}")
     if step.name.startswith("prefill"):
         _prove_prefill(step)
         return
-    _require_order(step, ("reserve", "verify", "accept", "commit", "release"))
+    drafts = [op.op for op in step.ops if op.op == "draft"]
+    if has_draft_model and not drafts:
+        raise VerificationError("balance", f"step {step.name}: there is a draft model, but no draft op")
+    roles = (TARGET, DRAFT) if has_draft_model else (TARGET,)
+    _require_ops(step, ("reserve", *drafts[:1], "verify", "accept", *("commit" for _ in roles), "release"), roles)
     bounds = [limit.bound for limit in step.limits]
-    running = [LENGTH - 1, CAPACITY - LENGTH - 1, BUDGET - 1, ROTARY - CAPACITY, ROOM - LENGTH, KEPT - 1]
+    # What holds whenever a sequence runs. k is not limited here, so each limit has an obligation that needs it.
+    running = [LENGTH - 1, CAPACITY - LENGTH - 1, BUDGET - 1, ROTARY - LENGTH, ROOM - LENGTH, SPECULATE, KEPT - 1]
     running += [WIDTH + 1 - KEPT, BUDGET - KEPT]
     if has_draft_model:
         running += [FILLED, LENGTH - 1 - FILLED, DRAFT_CAPACITY - FILLED]
@@ -244,6 +306,8 @@ def verify_step(step: Step, has_draft_model: bool) -> None:
         _prove(step, case, premises, "rows", "the span has k + 1 slots", reserved.end - reserved.begin - WIDTH - 1)
         _prove(step, case, premises, "rows", "the span has k + 1 slots", WIDTH + 1 - reserved.end + reserved.begin)
         _prove(step, case, premises, "capacity", "the sequence stays within capacity", CAPACITY - LENGTH - KEPT)
+        _prove(step, case, premises, "width", "k is no greater than the plan's width", SPECULATE - WIDTH)
+        _prove(step, case, premises, "budget", "no draft lies beyond max_new_tokens", BUDGET - WIDTH - 1)
         _prove_commit(step, case, premises, reserved)
     if has_draft_model:
         _prove_draft(step, drafting)
@@ -289,23 +353,38 @@ def _prove_commit(step: Step, case: str, premises: list[Affine], reserved: Span)
 def _prove_prefill(step: Step) -> None:
     role = step.name.split()[-1]
     premises = [BEGIN, CHUNK - 1, KNOWN - BEGIN - CHUNK, CAPACITY - KNOWN, ROOM - KNOWN, ROTARY - CAPACITY]
+    _require_ops(step, ("reserve", "prefill", "commit"), (role,))
     reserved, written = step.span("reserve", role), step.span("prefill", role)
     if reserved is None or written != reserved:
         raise VerificationError("written once", f"step {step.name}: prefill writes {written}, reserved is {reserved}")
-    commit = next((op for op in step.ops if op.op == "commit"), None)
-    if commit is None or commit.ends != (reserved.end,):
+    if step.ops[-1].ends != (reserved.end,):
         raise VerificationError("balance", f"step {step.name}: commit must end where the chunk ends")
     _prove(step, "any chunk", premises, "capacity", "the chunk ends within capacity", CAPACITY - reserved.end)
+    _prove(step, "any chunk", premises, "pages", "the chunk ends within its pages", ROOM - reserved.end)
+    _prove(step, "any chunk", premises, "rotary", "positions are in the rotary table", ROTARY - reserved.end)
     _prove(step, "any chunk", premises, "known", "only known tokens are filled", KNOWN - reserved.end)
     _prove(step, "any chunk", premises, "watermark", "the chunk starts at the committed mark", reserved.begin - BEGIN)
     _prove(step, "any chunk", premises, "watermark", "the chunk starts at the committed mark", BEGIN - reserved.begin)
     _prove(step, "any chunk", premises, "rows", "the chunk has its rows", reserved.end - BEGIN - CHUNK)
 
 
-def _require_order(step: Step, order: tuple[str, ...]) -> None:
-    found = [op.op for op in step.ops if op.op in order]
-    if list(dict.fromkeys(found)) != list(order):
-        raise VerificationError("balance", f"step {step.name}: expected the ops {order} in this order, found {found}")
+def _require_ops(step: Step, expected: tuple[str, ...], roles: tuple[str, ...]) -> None:
+    """The step has exactly these ops in this order, reserves in each role once, and commits each reservation once."""
+    found = tuple(op.op for op in step.ops)
+    if found != expected:
+        raise VerificationError(
+            "balance", f"step {step.name}: expected the ops {expected} in this order, found {found}"
+        )
+    reserved = step.ops[0].spans
+    if tuple(span.role for span in reserved) != roles:
+        raise VerificationError("balance", f"step {step.name}: {step.ops[0]} must reserve in {roles}, each once")
+    committed = tuple(span for op in step.ops if op.op == "commit" for span in op.spans)
+    if committed != reserved:
+        raise VerificationError(
+            "balance",
+            f"step {step.name}: reserved are {', '.join(map(str, reserved))}, committed "
+            f"{', '.join(map(str, committed)) or 'none'}; each reservation is committed once, as it was reserved",
+        )
 
 
 def _prove(step: Step, case: str, premises: list[Affine], rule: str, what: str, goal: Affine) -> None:

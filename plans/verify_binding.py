@@ -1,8 +1,8 @@
 """The run-time verifier: each binding, and each call's rows, before dispatch.
 
-Owns `verify_binding` and `verify_rows`. What always holds: what they check they take from the ledger (who owns a page, as
-which page of whose sequence), not from the code that made the numbers, so an error there is seen here; the checks are a
-few array operations, microseconds for a batch, and always on.
+Owns `verify_binding` and `verify_rows`. What always holds: what they check they take from the ledger (who owns a page,
+as which page of whose sequence), not from the code that made the numbers, so an error there is seen here; the checks
+are a few array operations, microseconds for a batch, and always on.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.pages import SCRATCH_PAGE
 from slotwise.plans.binding import Binding, BoundSpan
 from slotwise.plans.program import DRAFT, TARGET
-from slotwise.plans.rows import FilledRows, Ints, RowInputs
+from slotwise.plans.rows import FilledRows, Ints32, RowInputs
 
 
 def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
     """Check a bound step against the ledger, after its reservation and before anything runs.
 
-    Raises VerificationError for the rule that is broken: `epoch`, `lanes`, `watermark`, `reserved`, `capacity`, `pages`,
-    `width`.
+    Raises VerificationError for the rule that is broken: `epoch`, `lanes`, `watermark`, `reserved`, `capacity`,
+    `pages`, `width`, `known`.
     """
     if binding.epoch != epoch:
         raise VerificationError("epoch", f"the binding is of step {binding.epoch}, the engine is at step {epoch}")
@@ -35,6 +35,7 @@ def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
     for span in binding.spans:
         _verify_span(binding, span, ledger[span.role])
     if not binding.step.limits:
+        _verify_prefill(binding)
         return
     target = binding.span(TARGET)
     if target is None or target.lanes.size != lanes.size or (target.lanes != lanes).any():
@@ -48,9 +49,13 @@ def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
             "watermark",
             f"step {epoch}: {_show(target)} must begin at the pending token, lengths are {binding.length.tolist()}",
         )
-    drafting = binding.span(DRAFT)
-    if drafting is not None:
-        wide = np.flatnonzero(binding.width)
+    drafting, wide = binding.span(DRAFT), np.flatnonzero(binding.width)
+    if drafting is None:
+        if wide.size and binding.step.span("reserve", DRAFT) is not None:
+            raise VerificationError(
+                "width", f"step {epoch}: k is {binding.width.tolist()}, but no draft slots are bound"
+            )
+    else:
         if drafting.lanes.size != wide.size or (drafting.lanes != lanes[wide]).any():
             raise VerificationError("width", f"step {epoch}: {_show(drafting)} must be over the sequences with k > 0")
         if (drafting.end != binding.length[wide] + binding.width[wide] - 1).any():
@@ -61,9 +66,20 @@ def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
             )
 
 
+def _verify_prefill(binding: Binding) -> None:
+    """A chunk is one sequence's, of tokens that it knows."""
+    for span in binding.spans:
+        if span.lanes.size != binding.lanes.size or (span.lanes != binding.lanes).any():
+            raise VerificationError("lanes", f"step {binding.epoch}: {_show(span)} is not over the bound lanes")
+        if (span.end > binding.length).any():
+            raise VerificationError(
+                "known", f"step {binding.epoch}: {_show(span)} goes past the {binding.length.tolist()} known tokens"
+            )
+
+
 def _verify_span(binding: Binding, span: BoundSpan, ledger: RoleLedger) -> None:
     lanes, epoch = span.lanes, binding.epoch
-    if not ledger.is_open[lanes].all():
+    if (lanes < 0).any() or (lanes >= ledger.is_open.size).any() or not ledger.is_open[lanes].all():
         raise VerificationError("lanes", f"step {epoch}: {_show(span)} has a lane that is not open")
     if (span.begin >= span.end).any() or (span.begin != ledger.committed[lanes]).any():
         raise VerificationError(
@@ -102,7 +118,8 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
         raise VerificationError(
             "kv length",
             f"{filled.role}: kv_len {end.tolist()} with {count.tolist()} rows is not the planned span "
-            f"{filled.begin.tolist()} .. {filled.end.tolist()} within reserved {ledger.reserved[filled.lanes].tolist()}",
+            f"{filled.begin.tolist()} .. {filled.end.tolist()} within reserved "
+            f"{ledger.reserved[filled.lanes].tolist()}",
         )
     position = inputs.positions[:rows]
     lane = filled.lanes if rows == n else np.repeat(filled.lanes, count)
@@ -112,6 +129,10 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
             "row order", f"{filled.role}: positions {position.tolist()}, expected {expected.tolist()}"
         )
     page = inputs.slots[:rows] // size
+    if (page < 0).any() or (page > pool.total).any():
+        raise VerificationError(
+            "slots", f"{filled.role}: slots {inputs.slots[:rows].tolist()} are not all in the {pool.total} pages"
+        )
     offset = inputs.slots[:rows] - page * size
     own = pool.owner[page] == lane
     if not own.all() or (pool.ordinal[page] * size + offset != position).any():
@@ -127,7 +148,7 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
         raise VerificationError("padding", f"{filled.role}: padded rows must use the scratch slot and read nothing")
 
 
-def _verify_page_table(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, end: Ints) -> None:
+def _verify_page_table(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, end: Ints32) -> None:
     n, size = filled.lanes.size, ledger.page_size
     needed = -(-end // size)
     columns = int(needed.max())

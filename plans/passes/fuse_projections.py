@@ -1,7 +1,7 @@
 """Fuse projections of one input: Q, K and V into one product, gate and up with their activation into another.
 
-What always holds: the joined weight is its parts' rows in order (q, k, v; gate, up), recorded as the parameter's sources,
-so loading joins them with one copy and nothing is multiplied differently.
+What always holds: the joined weight is its parts' rows in order (q, k, v; gate, up), recorded as the parameter's
+sources, so loading joins them with one copy and nothing is multiplied differently.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ class _Rewriter:
             q, k, v = (source for source in sources if source is not None)
             if not (q.inputs[0] == k.inputs[0] == v.inputs[0]) or len({id(q), id(k), id(v)}) < 3:
                 continue
+            if any(id(node) in self.replaced for node in (q, k, v)):
+                continue  # layers that share a projection: it was fused for the first of them
             if k.attr_dict != v.attr_dict or q.attr("head_dim") != k.attr("head_dim"):
                 continue
             if len({node.inputs[2] is None for node in (q, k, v)}) > 1:
                 continue
             weight = self._join((q, k, v), 1, "qkv")
             bias = None if q.inputs[2] is None else self._join((q, k, v), 2, "qkv_bias")
-            if weight is None:
+            if weight is None or (bias is None) != (q.inputs[2] is None):
                 continue
             heads = {"q_heads": q.attr("heads"), "kv_heads": k.attr("heads"), "head_dim": q.attr("head_dim")}
             outputs = (q.outputs[0], k.outputs[0], v.outputs[0])
@@ -98,6 +100,11 @@ class _Rewriter:
         outputs = {value.name for value in self.graph.outputs}
         return all(len(self.users[n.outputs[0].name]) == 1 and n.outputs[0].name not in outputs for n in nodes)
 
+    def _unused(self, name: str) -> str:
+        while name in self.parameters:
+            name += "'"
+        return name
+
     def _join(self, nodes: tuple[Node, ...], position: int, suffix: str) -> Value | None:
         """A parameter that holds the rows of the nodes' parameters at input `position`, or None if it cannot be."""
         values = [node.inputs[position] for node in nodes]
@@ -112,6 +119,6 @@ class _Rewriter:
                 return None
             rows += size
         spec = TensorSpec(first.spec.dtype, (rows, *first.spec.shape[1:]))
-        value = Value(f"{first.name.rpartition('.')[0]}.{suffix}", spec, "parameter")
+        value = Value(self._unused(f"{first.name.rpartition('.')[0]}.{suffix}".lstrip(".")), spec, "parameter")
         self.parameters[value.name] = Parameter(value, tuple(s for part in parts for s in part.sources))
         return value

@@ -1,8 +1,8 @@
 """Lower `attend` to explicit slot writes and paged reads.
 
-What always holds: after it every access to a cache names its layer and the slots it touches, through the inputs `slots`,
-`row_start`, `kv_len` and `page_table`, and a layer's slots are written before they are read. A layer that cannot be
-rolled back is refused when the plan speculates.
+What always holds: after it every access to a cache names its layer and the slots it touches, through the inputs
+`slots`, `row_start`, `kv_len` and `page_table`, and a layer's slots are written before they are read. A layer that
+cannot be rolled back is refused when the plan speculates.
 """
 
 from __future__ import annotations

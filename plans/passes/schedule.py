@@ -2,7 +2,8 @@
 
 What always holds: data flow is kept, and so is the order of effects on each cache (writes before the reads that follow
 them, and never past another write). Among ready nodes the one that frees most and allocates least goes first; ties keep
-the order they had, so the result is a function of the graph.
+the order they had, so the result is a function of the graph. Greed can lose: where its order does not
+lower the peak, the order there was stays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Schedule:
     name: str = "schedule"
 
     def apply(self, graph: Graph) -> Graph:
-        """The same nodes in a legal order with a small peak of live bytes."""
+        """The same nodes in a legal order whose peak of live bytes is no greater than before."""
         nodes = graph.nodes
         waits = _dependencies(graph)
         followers: list[list[int]] = [[] for _ in nodes]
@@ -41,7 +42,25 @@ class Schedule:
                 missing[index] -= 1
                 if missing[index] == 0:
                     ready.add(index)
-        return graph.with_nodes(order)
+        scheduled = graph.with_nodes(order)
+        return scheduled if peak_bytes(scheduled) < peak_bytes(graph) else graph
+
+
+def peak_bytes(graph: Graph) -> int:
+    """The most bytes of node outputs alive at once, graph outputs left out; a node's inputs and outputs meet."""
+    kept = {value.name for value in graph.outputs}
+    last = {v.name: index for index, node in enumerate(graph.nodes) for v in node.inputs if v is not None}
+    alive = peak = 0
+    dying: dict[int, int] = {}
+    for index, node in enumerate(graph.nodes):
+        for value in node.outputs:
+            if value.name not in kept:
+                alive += value.spec.nbytes()
+                end = last.get(value.name, index)
+                dying[end] = dying.get(end, 0) + value.spec.nbytes()
+        peak = max(peak, alive)
+        alive -= dying.pop(index, 0)
+    return peak
 
 
 def _dependencies(graph: Graph) -> list[set[int]]:

@@ -22,8 +22,8 @@ CallKey = tuple[object, ...]
 class SelectKernels:
     """Select from `backends` by the preference in `options`.
 
-    `invariant_rows` is the row count up to which a kernel must be row-invariant (decode side), or None where it need not
-    be (prefill); there, a kernel that gives invariance up for speed is preferred to the same backend's others.
+    `invariant_rows` is the row count up to which a kernel must be row-invariant (decode side), or None where it need
+    not be (prefill); there, a kernel that gives invariance up for speed is preferred to the same backend's others.
     """
 
     options: PlanOptions
