@@ -46,10 +46,10 @@ class StopStrings:
         return held
 
     def _possible_beginning(self, text: str) -> int:
-        """Return the length of the longest suffix of `text` that is a proper prefix of a stop string."""
+        """Length of the longest suffix of `text`, which holds no stop string, that is a proper prefix of one."""
         for length in range(min(self._longest - 1, len(text)), 0, -1):
             suffix = text[len(text) - length :]
-            if any(len(s) > length and s.startswith(suffix) for s in self._strings):
+            if any(s.startswith(suffix) for s in self._strings):
                 return length
         return 0
 

@@ -1,0 +1,164 @@
+"""What a `Sampling` promises: valid, normalised, immutable."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from slotwise.core.errors import OptionError
+from slotwise.engine.sampling import MAX_LOGPROBS, Sampling
+
+NUMBERS = ["temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"]
+INTEGERS = ["max_new_tokens", "top_k", "seed", "logprobs"]
+
+
+def refuses(name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=rf"^{name}.*expected .*found "):
+        Sampling(**{name: value})
+
+
+def test_the_defaults_are_greedy_and_leave_logits_alone() -> None:
+    sampling = Sampling()
+    assert sampling.is_greedy
+    assert not sampling.adjusts_logits
+    assert sampling.seed is None
+    assert sampling.logprobs is None
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, True, "1", None, 10**400, -(10**400), 1j, [1.0]])
+def test_a_number_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    refuses(name, value)
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("value", [math.nan, 1.0, True, "1", -1, 10**30, [1]])
+def test_an_integer_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    refuses(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("max_new_tokens", [1, 2**31 - 1], [0, 2**31]),
+        ("temperature", [0, 1e-5, 1, 100], [-0.1, 1e-6, 100.1]),
+        ("top_k", [0, 1], [-1]),
+        ("top_p", [1e-9, 1], [0, 1.001]),
+        ("min_p", [0, 1], [-0.001, 1.001]),
+        ("repetition_penalty", [0.01, 100], [0, -1, 100.1]),
+        ("frequency_penalty", [-2, 2], [-2.1, 2.1]),
+        ("presence_penalty", [-2, 2], [-2.1, 2.1]),
+        ("seed", [0, 2**64 - 1, None], [-1, 2**64]),
+        ("logprobs", [0, MAX_LOGPROBS, None], [-1, MAX_LOGPROBS + 1]),
+    ],
+)
+def test_ranges_are_closed_at_the_stated_ends(name: str, inside: list[Any], outside: list[Any]) -> None:
+    for value in inside:
+        assert getattr(Sampling(**{name: value}), name) == value
+    for value in outside:
+        refuses(name, value)
+
+
+@pytest.mark.parametrize("name", ["banned_tokens", "stop_token_ids"])
+@pytest.mark.parametrize("value", [5, None, "5", b"5", {5: 1}, [-1], [True], [1.0], ["5"], [None], [2**31]])
+def test_token_ids_that_make_no_sense_are_refused(name: str, value: Any) -> None:
+    refuses(name, value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [1], {"5": 1.0}, {True: 1.0}, {-1: 1.0}, {5: math.nan}, {5: math.inf}, {5: True}, {5: "1"}, {5: 10_001}],
+)
+def test_a_bias_that_makes_no_sense_is_refused(value: Any) -> None:
+    refuses("logit_bias", value)
+
+
+@pytest.mark.parametrize("value", ["", [""], ["a", ""], 5, None, b"a", [b"a"], [5], {"a": 1}, [None]])
+def test_stop_strings_that_make_no_sense_are_refused(value: Any) -> None:
+    refuses("stop", value)
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes"])
+def test_ignore_eos_is_a_bool_and_nothing_else(value: Any) -> None:
+    refuses("ignore_eos", value)
+
+
+def test_fields_are_normalised() -> None:
+    sampling = Sampling(
+        temperature=np.float32(1),  # type: ignore[arg-type]
+        top_k=np.int64(5),  # type: ignore[arg-type]
+        stop="END",
+        banned_tokens=np.array([7, 3, 7]),  # type: ignore[arg-type]
+        stop_token_ids=[9, 9],
+        logit_bias={5: 1, 2: -1},
+    )
+    assert type(sampling.temperature) is float
+    assert type(sampling.top_k) is int
+    assert sampling.stop == ("END",)
+    assert sampling.banned_tokens == (3, 7)
+    assert all(type(token) is int for token in sampling.banned_tokens)
+    assert sampling.stop_token_ids == (9,)
+    assert list(sampling.logit_bias.items()) == [(2, -1.0), (5, 1.0)]
+    assert Sampling(stop=["b", "a", "b"]).stop == ("b", "a")
+
+
+def test_it_is_immutable_and_hashable_and_apart_from_what_it_was_made_of() -> None:
+    bias, banned = {5: 1.0}, [3]
+    sampling = Sampling(logit_bias=bias, banned_tokens=banned)
+    bias[6] = 2.0
+    banned.append(4)
+    assert dict(sampling.logit_bias) == {5: 1.0}
+    assert sampling.banned_tokens == (3,)
+    assert sampling == Sampling(logit_bias={5: 1.0}, banned_tokens=(3,))
+    assert hash(sampling) == hash(Sampling(logit_bias={5: 1.0}, banned_tokens=(3,)))
+    assert sampling != Sampling(logit_bias={5: 1.5}, banned_tokens=(3,))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        sampling.top_k = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        sampling.logit_bias[5] = 2.0  # type: ignore[index]
+
+
+def test_it_survives_copying_pickling_and_replacing() -> None:
+    sampling = Sampling(logit_bias={5: 1.0}, stop=("a",), seed=2**64 - 1)
+    assert copy.deepcopy(sampling) == sampling
+    assert pickle.loads(pickle.dumps(sampling)) == sampling
+    assert dataclasses.replace(sampling, seed=1) == Sampling(logit_bias={5: 1.0}, stop=("a",), seed=1)
+    with pytest.raises(OptionError, match=r"^seed"):
+        dataclasses.replace(sampling, seed=-1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.1},
+        {"frequency_penalty": 0.1},
+        {"presence_penalty": -0.1},
+        {"logit_bias": {1: 1.0}},
+        {"banned_tokens": [1]},
+    ],
+)
+def test_each_adjustment_is_noticed(options: dict[str, Any]) -> None:
+    assert Sampling(**options).adjusts_logits
+
+
+@given(st.integers(1, 50), st.integers(0, 60), st.sampled_from(["logit_bias", "banned_tokens", "stop_token_ids"]))
+def test_an_id_beyond_the_vocabulary_is_refused_by_name(vocab_size: int, token: int, name: str) -> None:
+    sampling = Sampling(**{name: {token: 1.0} if name == "logit_bias" else [token]})  # type: ignore[arg-type]
+    if token < vocab_size and not (name == "banned_tokens" and vocab_size == 1):
+        sampling.validate_for_vocabulary(vocab_size)
+    else:
+        with pytest.raises(OptionError, match=rf"^{name}: .*{vocab_size}"):
+            sampling.validate_for_vocabulary(vocab_size)
+
+
+def test_at_least_one_token_must_be_left() -> None:
+    Sampling(banned_tokens=range(9)).validate_for_vocabulary(10)
+    with pytest.raises(OptionError, match="all 10 tokens"):
+        Sampling(banned_tokens=range(10)).validate_for_vocabulary(10)
