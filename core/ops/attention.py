@@ -61,8 +61,8 @@ def write_slots(
 ) -> None:
     """Put row i of `k` and `v` [T, Hkv, D] into slot `slots[i]` of the caches [S, Hkv, D], in place."""
     index = slots.long()
-    k_cache[index] = k
-    v_cache[index] = v
+    k_cache.index_copy_(0, index, k)
+    v_cache.index_copy_(0, index, v)
 
 
 def attention(
@@ -94,7 +94,12 @@ def attention(
         pages = page_table[b, : -(-length // page_size)].long()
         slots = (pages.unsqueeze(1) * page_size + offsets).flatten()[:length]
         out[first:last] = _attend_rows(
-            q[first:last], k_cache[slots], v_cache[slots], scale=scale, window=window, softcap=softcap
+            q[first:last],
+            k_cache.index_select(0, slots),
+            v_cache.index_select(0, slots),
+            scale=scale,
+            window=window,
+            softcap=softcap,
         )
     return out
 

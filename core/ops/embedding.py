@@ -1,7 +1,7 @@
 """Embedding and row selection: ops that copy rows.
 
 Owns `embedding` and `take_rows`. What always holds: ids and row numbers are within range (the binding is verified
-before dispatch), so neither op needs a sentinel.
+before dispatch), so neither op needs a sentinel; one that is out of range, negative ones too, raises.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from slotwise.core.specs import DType
 
 def embedding(token_ids: torch.Tensor, table: torch.Tensor, *, scale: float) -> torch.Tensor:
     """Rows of `table` [V, H] for `token_ids` [T], times `scale` rounded to the table's dtype (as Gemma defines it)."""
-    rows = table[token_ids.long()]
+    rows = table.index_select(0, token_ids.long())
     return rows if scale == 1.0 else rows * torch.tensor(scale, dtype=table.dtype)
 
 
 def take_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The rows of `x` [T, H] that `rows` [R] names."""
-    return x[rows.long()]
+    return x.index_select(0, rows.long())
 
 
 def _embedding_cases(rng: torch.Generator) -> Iterable[Case]:

@@ -31,7 +31,7 @@ def rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotate `q` [T, Hq, D] and `k` [T, Hkv, D] to `positions` [T]; tables `cos`, `sin` [M, W]."""
     index = positions.long()
-    c, s = cos[index], sin[index]
+    c, s = cos.index_select(0, index), sin.index_select(0, index)
     return _rotate(q, c, s), _rotate(k, c, s)
 
 

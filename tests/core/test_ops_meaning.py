@@ -244,7 +244,7 @@ def _chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> float:
     return float(((seen - expected) ** 2 / expected).sum())
 
 
-LIMIT = {4: 23.5, 6: 27.9}
+LIMIT = {3: 21.1, 4: 23.5, 6: 27.9}
 """Chi-square exceeded with probability 1e-4, by degrees of freedom; seeds are fixed, so a pass stays a pass."""
 
 
@@ -317,6 +317,15 @@ def test_rejection_keeps_the_targets_distribution_at_both_positions() -> None:
     assert abs(float(accepted.double().mean()) - rate) < 4 * (rate * (1 - rate) / 2000) ** 0.5
     # The drafter alone has another distribution, so the test above can tell them apart.
     assert _chi_square(drafted, p) > 10 * LIMIT[4]
+
+
+def test_what_replaces_a_refused_draft_owes_nothing_to_the_number_that_refused_it() -> None:
+    p, q = torch.tensor([0.1, 0.6, 0.1, 0.1, 0.1]), torch.tensor([1e-6, 1.0, 1e-6, 1e-6, 1e-6])
+    drafted, accepted, following = _speculate((p.log(), p.log()), q.log(), 2000)
+    assert set(drafted.tolist()) == {1}
+    refused = following[accepted == 0]
+    assert not bool((refused == 1).any())
+    assert _chi_square(refused - (refused > 1).int(), torch.full((4,), 0.25).double()) < LIMIT[3]
 
 
 def test_rejection_accepts_everything_from_a_drafter_that_is_the_target() -> None:
