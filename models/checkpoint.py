@@ -1,0 +1,213 @@
+"""A checkpoint folder on disk: its config, what tensors it has, and the tensors themselves as memory-mapped views.
+
+What always holds: opening reads headers only and checks all of them; every tensor is in exactly one file of the folder;
+nothing is unpickled; a tensor is a view of the mapped file, so reading the weights commits no memory until they are
+used. Whatever is in the folder, the outcome is a `Checkpoint` or a `CheckpointError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from slotwise.core.errors import CheckpointError, nearest
+from slotwise.models.config import CONFIG_BYTES, ConfigReader, parse_json_object, read_bounded, read_json_object, shown
+from slotwise.models.safetensors_file import SafetensorsHeader, TensorInfo, read_header
+
+INDEX_BYTES = 100 * 2**20
+WEIGHT_DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pickle", ".pkl")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint folder; make one with `Checkpoint.open`.
+
+    `config` is the parsed config.json, `tensors` what the safetensors headers declare. The files' handles are opened
+    when their first tensor is asked for and live as long as this record.
+    """
+
+    folder: Path
+    config: Mapping[str, object]
+    tensors: Mapping[str, TensorInfo]
+    _fingerprint: str = field(repr=False)
+    _handles: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Open a Hugging Face folder: config.json with model.safetensors, or with the shards of its index.
+
+        Where both a single file and an index exist the single file is read. Raises `CheckpointError`.
+        """
+        folder = existing_folder(path)
+        config_file = folder / "config.json"
+        if not _lies_in(folder, "config.json"):
+            raise CheckpointError(
+                f"{folder}: expected a config.json, found {_listing(folder)}; give the folder of one model"
+            )
+        config_bytes = read_bounded(config_file, CONFIG_BYTES)
+        config = parse_json_object(config_bytes, config_file)
+
+        headers = {file: read_header(file) for file in _weight_files(folder)}
+        tensors = _merged(headers)
+        if _is_sharded(folder):
+            _check_index(folder, tensors)
+
+        digest = hashlib.sha256(config_bytes)
+        for file, header in headers.items():
+            digest.update(f"\n{file.name} {header.file_size} {header.digest}".encode("utf-8", "surrogateescape"))
+        return cls(folder, MappingProxyType(config), MappingProxyType(tensors), digest.hexdigest())
+
+    def reader(self) -> ConfigReader:
+        """Return typed, bounded access to config.json."""
+        return ConfigReader(self.config, str(self.folder / "config.json"))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of config.json, every safetensors header and the file sizes; the data is not read."""
+        return self._fingerprint
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a tensor as a CPU view of its memory-mapped file: no copy, in the dtype and shape of its header.
+
+        Raises `CheckpointError` for a name that the checkpoint lacks, a dtype other than F32, F16 and BF16, and a file
+        that changed since it was opened.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(
+                f"{self.folder}: has no tensor '{name}'{nearest(name, self.tensors)}; among {len(self.tensors)}"
+            )
+        expected = WEIGHT_DTYPES.get(info.dtype)
+        if expected is None:
+            raise CheckpointError(
+                f"{info.file}: tensor '{name}' is {info.dtype}, expected a weight in {', '.join(WEIGHT_DTYPES)}; "
+                "convert the checkpoint, quantised weights are not read"
+            )
+        try:
+            if info.file not in self._handles:
+                self._handles[info.file] = safe_open(info.file, framework="pt", device="cpu")
+            tensor: torch.Tensor = self._handles[info.file].get_tensor(name)
+        except Exception as error:  # whatever a foreign parser raises over a foreign file
+            raise CheckpointError(f"{info.file}: tensor '{name}' cannot be mapped: {error}") from error
+        if tensor.dtype != expected or tuple(tensor.shape) != info.shape:
+            raise CheckpointError(
+                f"{info.file}: tensor '{name}' was {info.dtype} {list(info.shape)} when the checkpoint was opened, "
+                f"found {tensor.dtype} {list(tensor.shape)}; the file was replaced, open the checkpoint again"
+            )
+        return tensor
+
+
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    """Return `path` as a folder that exists, or raise a `CheckpointError` that says what it is instead."""
+    folder = Path(path)
+    try:
+        mode = folder.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        text = str(path)
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith("."):
+            raise CheckpointError(
+                f"{text}: no such folder. It looks like the name of a model on a hub; nothing is downloaded here: "
+                f"run `hf download {text} --local-dir {folder.name}` and give that folder"
+            ) from error
+        raise CheckpointError(f"{text}: expected a checkpoint folder, found nothing that can be opened") from error
+    if not stat.S_ISDIR(mode):
+        raise CheckpointError(f"{folder}: expected a checkpoint folder, found a file; give the folder that it lies in")
+    return folder
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(entry.name for entry in _entries(folder))
+    return (", ".join(names[:8]) + (", ..." if len(names) > 8 else "")) if names else "an empty folder"
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from error
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    try:
+        return (folder / name).exists()
+    except OSError as error:
+        raise CheckpointError(f"{folder / name}: cannot be read ({error.strerror})") from error
+
+
+def _is_sharded(folder: Path) -> bool:
+    return not _lies_in(folder, _SINGLE)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights, in a fixed order."""
+    if not _is_sharded(folder):
+        return [folder / _SINGLE]
+    if _lies_in(folder, _INDEX):
+        return [folder / name for name in sorted(set(_weight_map(folder).values()))]
+    pickled = sorted(entry.name for entry in _entries(folder) if entry.suffix in _PICKLED)
+    if pickled:
+        raise CheckpointError(
+            f"{folder}: expected {_SINGLE}, found only pickled weights ({', '.join(pickled[:4])}). Pickled weights are "
+            "never read, since a pickle can run any code. Where you trust the file, convert it once: "
+            "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)` with transformers"
+        )
+    raise CheckpointError(f"{folder}: expected {_SINGLE} or {_INDEX}, found {_listing(folder)}")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    index_file = folder / _INDEX
+    entries = read_json_object(index_file, INDEX_BYTES).get("weight_map")
+    if not isinstance(entries, dict) or not entries:
+        raise CheckpointError(f"{index_file}: 'weight_map' must map tensor names to files, found {shown(entries)}")
+    for name, shard in entries.items():
+        # A plain file name: what has a separator, a drive or a leading dot could lead out of the folder.
+        plain = isinstance(shard, str) and re.fullmatch(r"[^./\\:\x00-\x1f][^/\\:\x00-\x1f]*\.safetensors", shard)
+        if not plain:
+            raise CheckpointError(
+                f"{index_file}: tensor {shown(name)} must lie in a .safetensors file of this folder, "
+                f"found {shown(shard)}; paths are refused"
+            )
+        if not _lies_in(folder, shard):
+            raise CheckpointError(
+                f"{folder}: the shard {shard} is missing; the index lists it for {shown(name)}; fetch it again"
+            )
+    return entries
+
+
+def _merged(headers: Mapping[Path, SafetensorsHeader]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for file, header in headers.items():
+        for name, info in header.tensors.items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{file}: tensor {shown(name)} is also in {tensors[name].file.name}; expected it in one file"
+                )
+            tensors[name] = info
+    return tensors
+
+
+def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Each tensor of the index must lie in the shard it names; a shard may hold more than the index lists."""
+    for name, shard in _weight_map(folder).items():
+        info = tensors.get(name)
+        if info is None or info.file.name != shard:
+            found = "no shard has it" if info is None else f"it is in {info.file.name}"
+            raise CheckpointError(
+                f"{folder / _INDEX}: lists tensor {shown(name)} in {shard}, but {found}; fetch both again"
+            )
