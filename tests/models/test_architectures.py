@@ -251,6 +251,8 @@ def _to_version_4(config: dict[str, Any]) -> None:
     kind = parameters.pop("rope_type")
     config["rope_scaling"] = None if kind == "default" else {"type": kind, **parameters}
     config.pop("layer_types", None)
+    if "gemma" in config["model_type"]:
+        del config["tie_word_embeddings"]  # true is the family's default, so it was left out
 
 
 V4 = {
