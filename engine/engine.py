@@ -122,6 +122,13 @@ class Engine:
         self.ledger.check(self.epoch)
         return [touched[id] for id in sorted(touched)]
 
+    def prefill_progress(self) -> tuple[int, int]:
+        """(filled, all) tokens of the prompts that are being filled now."""
+        filling = [s for s in self._running if s.state == "prefill"]
+        marks = self.ledger[TARGET].committed
+        filled = sum(int(marks[s.lane]) for s in filling if s.lane is not None)
+        return filled, sum(s.prompt_length for s in filling)
+
     def show_history(self, steps: int = 3) -> str:
         """The last decode steps with their numbers, and the ledger as it is now."""
         shown = [show_binding(binding, kept) for binding, kept in list(self.history)[-steps:]]

@@ -33,7 +33,7 @@ class DecodePlanner:
         self._lanes = lanes
         self._ledger = ledger
         self._target = ledger[TARGET]
-        self._draft: RoleLedger | None = ledger[DRAFT] if DRAFT in ledger else None
+        self._draft: RoleLedger | None = ledger.roles.get(DRAFT)
 
     def lacks_pages(self, chosen: Ints) -> bool:
         """Whether the pool cannot give each lane even the slot of its pending token: someone must be preempted."""

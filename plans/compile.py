@@ -99,11 +99,11 @@ def compile_plan(
     models = {TARGET: target} | ({DRAFT: draft} if isinstance(draft, ModelSpec) else {})
     if isinstance(draft, ModelSpec) and draft.vocab_size != target.vocab_size:
         raise PlanError(
-            f"the draft model {draft.graph.name} has {draft.vocab_size} token ids, the target {target.graph.name} has "
+            f"the draft model {draft.name} has {draft.vocab_size} token ids, the target {target.name} has "
             f"{target.vocab_size}; a draft must use the target's vocabulary"
         )
     options = _settle(options, target)
-    unnamed = {role: Identity(model.graph.name, "") for role, model in models.items()}
+    unnamed = {role: Identity(model.name, "") for role, model in models.items()}
     roles = {
         role: _role_plan(role, model, options, identities.get(role, unnamed[role])) for role, model in models.items()
     }
@@ -129,7 +129,7 @@ def _settle(options: PlanOptions, target: ModelSpec) -> PlanOptions:
     capacity = options.capacity or min(target.max_positions, DEFAULT_CAPACITY)
     if capacity > target.max_positions:
         raise PlanError(
-            f"capacity {capacity} is more than the {target.max_positions} positions of {target.graph.name}; "
+            f"capacity {capacity} is more than the {target.max_positions} positions of {target.name}; "
             f"choose capacity={target.max_positions} or less"
         )
     per_sequence = -(-capacity // options.page_size)

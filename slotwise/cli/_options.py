@@ -1,0 +1,127 @@
+"""Options that several commands share: which model, how it is planned, how it samples.
+
+What always holds: an option left out is not passed on, so that presets, checkpoints and defaults decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from slotwise.core.errors import OptionError
+from slotwise.engine.sampling import Sampling
+from slotwise.llm import LLM
+from slotwise.plans.options import ACCEPTANCE_RULES, BackendChoice
+
+PLAN_OPTIONS = (
+    "draft",
+    "backend",
+    "capacity",
+    "page_size",
+    "pages",
+    "max_sequences",
+    "speculate",
+    "acceptance",
+    "adaptive",
+    "prefill_chunk",
+    "dtype",
+    "preset",
+)
+SAMPLING_OPTIONS = (
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "seed",
+    "logprobs",
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """MODEL and how to plan it."""
+    parser.add_argument("model", metavar="MODEL", help="a Hugging Face checkpoint folder")
+    add_plan_options(parser)
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """How to plan a model."""
+    group = parser.add_argument_group("plan")
+    group.add_argument("--draft", metavar="D", help="a draft model's folder, or 'ngram'")
+    group.add_argument("--backend", metavar="B", help="backends in order (a,b), or per op (*=a,attention=b)")
+    group.add_argument("--capacity", type=int, metavar="N", help="most tokens of a sequence, prompt included")
+    group.add_argument("--page-size", type=int, metavar="N", help="slots of a page")
+    group.add_argument("--pages", type=int, metavar="N", help="pages of each role's pool")
+    group.add_argument("--max-sequences", type=int, metavar="N", help="sequences that run at once")
+    group.add_argument("--speculate", type=int, metavar="K", help="greatest draft width")
+    group.add_argument("--acceptance", choices=ACCEPTANCE_RULES, help="which drafts become tokens")
+    group.add_argument(
+        "--no-adaptive", dest="adaptive", action="store_false", default=None, help="always draft K tokens"
+    )
+    group.add_argument("--prefill-chunk", type=int, metavar="N", help="most prompt tokens of one prefill call")
+    group.add_argument("--dtype", metavar="T", help="what to compute in: float32, bfloat16, float16")
+    group.add_argument("--threads", type=int, metavar="N", help="PyTorch's threads (1 is best for tiny models)")
+    group.add_argument("--preset", metavar="P", help="a preset's name, or a TOML file")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How to sample; what is left out follows the checkpoint's generation_config."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max-new-tokens", type=int, metavar="N")
+    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
+    group.add_argument("--top-k", type=int, metavar="K")
+    group.add_argument("--top-p", type=float, metavar="P")
+    group.add_argument("--min-p", type=float, metavar="P")
+    group.add_argument("--repetition-penalty", type=float, metavar="R")
+    group.add_argument("--frequency-penalty", type=float, metavar="F")
+    group.add_argument("--presence-penalty", type=float, metavar="F")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)")
+    group.add_argument("--stop-token-ids", type=int, nargs="+", metavar="ID")
+    group.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end-of-text token")
+    group.add_argument("--seed", type=int, metavar="S")
+    group.add_argument(
+        "--logprobs", type=int, metavar="N", help="report log-probabilities, with the N likeliest tokens"
+    )
+
+
+def load(parsed: argparse.Namespace) -> LLM:
+    """The model that the options describe."""
+    return LLM(parsed.model, threads=parsed.threads, **plan_values(parsed))
+
+
+def plan_values(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The plan options that were given."""
+    values = {name: getattr(parsed, name) for name in PLAN_OPTIONS if getattr(parsed, name) is not None}
+    if "backend" in values:
+        values["backend"] = parse_backend(values["backend"])
+    return values
+
+
+def parse_backend(text: str) -> BackendChoice:
+    """`a`, `a,b`, or `*=a,attention=b` (repeat an op for its second choice)."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not any("=" in part for part in parts):
+        return parts
+    table: dict[str, list[str]] = {}
+    for part in parts:
+        op, equals, name = part.partition("=")
+        if not equals:
+            raise OptionError(
+                f"--backend {text!r}: {part!r} names no op; write OP=BACKEND, and *=BACKEND for the others"
+            )
+        table.setdefault(op, []).append(name)
+    return table
+
+
+def sampling_of(parsed: argparse.Namespace, llm: LLM) -> Sampling:
+    """The checkpoint's sampling with the given options in place."""
+    given = {name: getattr(parsed, name) for name in SAMPLING_OPTIONS if getattr(parsed, name) is not None}
+    defaults = llm.default_sampling
+    values = {name: getattr(defaults, name) for name in SAMPLING_OPTIONS}
+    return Sampling(**{**values, **given})
