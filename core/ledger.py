@@ -33,7 +33,8 @@ class RoleLedger:
     """The slots of one role (target or draft).
 
     `committed[lane]` is the filled watermark: positions below it hold K and V of the lane's tokens. `reserved[lane]` is
-    where its reservation ends; between steps the two are equal. `page_table[lane]` lists its pages, `page_count[lane]`
+    where its reservation ends; between steps the two are equal. `written[lane]` is how far a running step has written
+    (or is about to): beyond it nothing may be read. `page_table[lane]` lists its pages, `page_count[lane]`
     how many; entries beyond are the scratch page.
     """
 
@@ -44,6 +45,7 @@ class RoleLedger:
         self.pool = PagePool(pages, page_size)
         self.committed: Ints = np.zeros(lanes, np.int64)
         self.reserved: Ints = np.zeros(lanes, np.int64)
+        self.written: Ints = np.zeros(lanes, np.int64)
         self.page_count: Ints = np.zeros(lanes, np.int64)
         columns = -(-capacity // page_size)
         self.page_table: npt.NDArray[np.int32] = np.full((lanes, columns), SCRATCH_PAGE, np.int32)
@@ -65,7 +67,7 @@ class RoleLedger:
         self.is_open[lane] = True
         self.page_table[lane, : len(prefix)] = prefix
         self.page_count[lane] = len(prefix)
-        self.committed[lane] = self.reserved[lane] = len(prefix) * self.page_size
+        self.committed[lane] = self.reserved[lane] = self.written[lane] = len(prefix) * self.page_size
         self._prefix_node[lane], self._published[lane] = ROOT, 0
 
     def close(self, lane: int) -> None:
@@ -73,7 +75,7 @@ class RoleLedger:
         if not self.is_open[lane]:
             return
         self.flow.released += int(self.reserved[lane] - self.committed[lane])
-        self.reserved[lane] = self.committed[lane] = 0
+        self.reserved[lane] = self.committed[lane] = self.written[lane] = 0
         self._trim(lane, 0)
         self.is_open[lane] = False
         del self._prefix_node[lane], self._published[lane]
@@ -124,6 +126,7 @@ class RoleLedger:
         self.flow.released += int((reserved - ends).sum())
         self.committed[lanes] = ends
         self.reserved[lanes] = ends
+        self.written[lanes] = ends
         kept = -(-ends // self.page_size)
         for i in np.flatnonzero(self.page_count[lanes] > kept):
             self._trim(int(lanes[i]), int(kept[i]))

@@ -1,6 +1,6 @@
 """From logits to tokens: filters, coupled sampling and acceptance.
 
-Owns `adjust_logits`, `filter_logits`, `greedy`, `sample`, `accept_coupled` and `accept_rejection`. What always holds:
+Owns `filter_logits`, `greedy`, `sample`, `accept_coupled` and `accept_rejection`. What always holds:
 a row's result depends on that row alone; a token is within the vocabulary or its row's `ok` is false (NaN, infinite or
 nothing left to choose from), and then the token means nothing; noise is counter-based, keyed by (seed, position,
 token).
@@ -8,30 +8,15 @@ token).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
-from slotwise.core.contract import Argument, Case, Cost, Inputs, OpContract
+from slotwise.core.contract import Argument, Case, Cost, OpContract
 from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET, uniform_noise
 from slotwise.core.ops.tolerances import BIT_EQUAL, POINTWISE
 from slotwise.core.specs import DType
 
 _INF = float("inf")
-
-
-def adjust_logits(
-    logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor, divide: torch.Tensor, add: torch.Tensor
-) -> torch.Tensor:
-    """Edit `logits` [R, V]: z at (rows[e], tokens[e]) becomes z / divide[e] (z * divide[e] if z <= 0) + add[e].
-
-    At most one edit per entry (penalties, bias and bans are merged before); E edits, E = 0 allowed. Dividing logits
-    above zero and multiplying the others is the repetition penalty of Keskar et al., 2019.
-    """
-    adjusted = logits.clone()
-    row, token = rows.long(), tokens.long()
-    z = adjusted[row, token]
-    adjusted[row, token] = torch.where(z > 0, z / divide, z * divide) + add
-    return adjusted
 
 
 def filter_logits(
@@ -160,25 +145,6 @@ def _logits(rng: torch.Generator, r: int, v: int) -> torch.Tensor:
     return torch.randn(r, v, generator=rng, dtype=torch.float64).float() * 3
 
 
-def _edits_of_rows(inputs: Inputs, rows: Sequence[int]) -> Inputs:
-    """The edits that concern `rows`, with their row numbers in the new call."""
-    logits, edited, *columns = (value for value in inputs if value is not None)
-    kept = [(new, e) for new, old in enumerate(rows) for e in (edited == old).nonzero().flatten().tolist()]
-    index = torch.tensor([e for _, e in kept], dtype=torch.int64)
-    renumbered = torch.tensor([new for new, _ in kept], dtype=torch.int32)
-    return logits[list(rows)], renumbered, *(column[index] for column in columns)
-
-
-def _adjust_cases(rng: torch.Generator) -> Iterable[Case]:
-    empty_ids, empty = torch.zeros(0, dtype=torch.int32), torch.zeros(0)
-    yield Case("no edits", (_logits(rng, 2, 33), empty_ids, empty_ids, empty, empty))
-    one = torch.tensor([0], dtype=torch.int32)
-    yield Case("one row", (_logits(rng, 1, 33), one, one + 7, torch.tensor([1.7]), torch.tensor([0.25])))
-    rows, tokens = torch.tensor([0, 0, 2], dtype=torch.int32), torch.tensor([0, 32, 5], dtype=torch.int32)
-    edits = (torch.tensor([1.3, 1.0, 2.0]), torch.tensor([-0.5, -_INF, 4.0]))
-    yield Case("penalty, ban and bias", (_logits(rng, 3, 33), rows, tokens, *edits))
-
-
 def _filter_cases(rng: torch.Generator) -> Iterable[Case]:
     settings = (
         ("greedy", 0.0, 0, 1.0, 0.0),
@@ -248,23 +214,6 @@ _ROWS = Argument("row_start", ("B+1",), _I32)
 
 
 CONTRACTS = (
-    OpContract(
-        name="adjust_logits",
-        function=adjust_logits,
-        inputs=(
-            Argument("logits", ("R", "V"), _F32),
-            Argument("rows", ("E",), _I32),
-            Argument("tokens", ("E",), _I32),
-            Argument("divide", ("E",), _F32),
-            Argument("add", ("E",), _F32),
-        ),
-        outputs=(Argument("adjusted", ("R", "V"), _F32),),
-        cost=lambda d, item, _: Cost(bytes=8 * d["R"] * d["V"] + 24 * d["E"], flops=2 * d["E"]),
-        cases=_adjust_cases,
-        tolerance=POINTWISE,
-        rows="R",
-        pick_rows=_edits_of_rows,
-    ),
     OpContract(
         name="filter_logits",
         function=filter_logits,

@@ -21,7 +21,6 @@ from slotwise.core.ops.rotary import rotary
 from slotwise.core.ops.sampling import (
     accept_coupled,
     accept_rejection,
-    adjust_logits,
     filter_logits,
     greedy,
     sample,
@@ -30,7 +29,6 @@ from slotwise.core.validate import cases_of
 from transformers.activations import ACT2FN
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -222,17 +220,6 @@ def test_a_row_with_a_nan_stays_broken_through_the_filters(temperature: float) -
 def test_tokens_that_equal_the_kth_greatest_stay() -> None:
     kept = _filtered(torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0]), 1.0, 2, 1.0, 0.0).isfinite()
     assert kept.tolist() == [True, True, True, True, False]
-
-
-def test_an_edit_divides_or_multiplies_then_adds() -> None:
-    scores, ids = _randn(1, 20) * 4, torch.tensor([[3, 5, 9, 11]])
-    edits = (torch.full((4,), 1.3), torch.zeros(4))
-    want = RepetitionPenaltyLogitsProcessor(1.3)(ids, scores.clone())
-    got = adjust_logits(scores, torch.zeros(4, dtype=torch.int32), ids[0].to(torch.int32), *edits)
-    torch.testing.assert_close(got, want)
-    banned = adjust_logits(scores, _ints(0), _ints(7), torch.ones(1), torch.tensor([-INF]))
-    assert banned[0, 7] == -INF
-    assert torch.equal(banned[0, :7], scores[0, :7])
 
 
 # Sampling: chance
