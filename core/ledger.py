@@ -94,42 +94,51 @@ class RoleLedger:
         if lanes.size == 0:
             return
         current = self.reserved[lanes]
-        if (ends < current).any() or (ends > self.capacity).any() or not self.is_open[lanes].all():
+        # Counting is the cheapest question numpy answers; this runs in every step.
+        if np.count_nonzero((ends < current) | (ends > self.capacity) | ~self.is_open[lanes]):
             raise LedgerError(
                 f"{self.role}: cannot reserve up to {ends.tolist()} for lanes {lanes.tolist()}: their marks are "
                 f"{current.tolist()}, the capacity is {self.capacity}, open are {self.is_open[lanes].tolist()}"
             )
         short = self.pages_short(lanes, ends)
-        wanted = int(short.sum())
-        if wanted:
+        if np.count_nonzero(short):
+            wanted = int(short.sum())
             if wanted > self.pool.available:
                 raise OutOfPages(
                     f"{self.role}: {wanted} pages are needed for lanes {lanes[short > 0].tolist()}, "
                     f"{self.pool.available} of {self.pool.total} are free or cached"
                 )
-            for i in np.flatnonzero(short):
-                self._grow(int(lanes[i]), int(short[i]))
+            held = self.page_count[lanes]
+            try:
+                for i in np.flatnonzero(short):
+                    self._grow(int(lanes[i]), int(short[i]))
+            except BaseException:
+                for i in np.flatnonzero(short):
+                    self._trim(int(lanes[i]), int(held[i]))
+                raise
         self.reserved[lanes] = ends
-        self.flow.reserved += int((ends - current).sum())
+        self.flow.reserved += int(np.add.reduce(ends - current))
 
     def commit(self, lanes: Ints, ends: Ints) -> None:
         """Commit written slots up to `ends` and release the rest of each lane's reservation, with pages not needed."""
         if lanes.size == 0:
             return
         committed, reserved = self.committed[lanes], self.reserved[lanes]
-        if (ends < committed).any() or (ends > reserved).any():
+        if np.count_nonzero((ends < committed) | (ends > reserved)):
             raise LedgerError(
                 f"{self.role}: cannot commit up to {ends.tolist()} for lanes {lanes.tolist()}: committed are "
                 f"{committed.tolist()}, reserved {reserved.tolist()}"
             )
-        self.flow.committed += int((ends - committed).sum())
-        self.flow.released += int((reserved - ends).sum())
+        self.flow.committed += int(np.add.reduce(ends - committed))
+        self.flow.released += int(np.add.reduce(reserved - ends))
         self.committed[lanes] = ends
         self.reserved[lanes] = ends
         self.written[lanes] = ends
         kept = -(-ends // self.page_size)
-        for i in np.flatnonzero(self.page_count[lanes] > kept):
-            self._trim(int(lanes[i]), int(kept[i]))
+        spare = self.page_count[lanes] > kept
+        if np.count_nonzero(spare):
+            for i in np.flatnonzero(spare):
+                self._trim(int(lanes[i]), int(kept[i]))
 
     def publish(self, lane: int, tokens: Sequence[int], upto: int) -> None:
         """Share the lane's full committed pages that end at or before `upto`; `tokens` is its whole sequence."""
@@ -175,7 +184,7 @@ class RoleLedger:
         first = int(self.page_count[lane])
         for ordinal in range(first, first + count):
             self.page_table[lane, ordinal] = self.pool.take(lane, ordinal)
-        self.page_count[lane] = first + count
+            self.page_count[lane] = ordinal + 1
 
     def _trim(self, lane: int, keep: int) -> None:
         for ordinal in range(int(self.page_count[lane]) - 1, keep - 1, -1):

@@ -8,6 +8,7 @@ temporaries are PyTorch's); nothing outside the arena, the arrays and the caches
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -19,9 +20,10 @@ from slotwise.core.errors import PlanError
 from slotwise.core.graph import Parameter, Value
 from slotwise.core.model import WeightSource
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import PREFILL, SAMPLER, Program
+from slotwise.plans.program import SAMPLER, Program
 from slotwise.plans.rows import RowInputs
 from slotwise.plans.sampling import output_buffers
+from slotwise.plans.show import size
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total) during long work."""
@@ -39,6 +41,7 @@ class Executor:
 
     def __init__(self, plan: Plan, weights: Mapping[str, WeightSource], progress: Progress | None = None) -> None:
         self.plan = plan
+        check_memory(plan)
         self.buffers = {name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch) for name, spec in plan.buffers}
         self.arrays: dict[str, npt.NDArray[np.generic]] = {name: b.numpy() for name, b in self.buffers.items()}
         self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8)
@@ -66,9 +69,9 @@ class Executor:
 
     def bucket(self, role: str, kind: str, rows: int) -> int:
         """The smallest bucket of that kind that holds `rows` rows; raises PlanError when there is none."""
-        for size in self._buckets[role, kind]:
-            if size >= rows:
-                return size
+        for bucket in self._buckets[role, kind]:
+            if bucket >= rows:
+                return bucket
         raise PlanError(f"no {kind} program of role {role} holds {rows} rows; there are {self._buckets[role, kind]}")
 
     def most_rows(self, role: str, kind: str) -> int:
@@ -148,10 +151,22 @@ class Executor:
         if "logit_rows" in self.arrays:
             self.arrays["logit_rows"][0] = row
 
-    @property
-    def prefill_kind(self) -> str:
-        """The kind of program that runs prompt chunks."""
-        return PREFILL
+
+def check_memory(plan: Plan) -> None:
+    """Raise PlanError, with the numbers, when the plan needs more memory than this machine has at all."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if plan.total_bytes <= present:
+        return
+    fixed = plan.total_bytes - sum(role.cache_bytes for role in plan.roles)
+    a_page = sum(role.cache_bytes // (role.pages + 1) for role in plan.roles)
+    pages = max(0, (present - fixed) // a_page - 1)
+    raise PlanError(
+        f"the plan needs {size(plan.total_bytes)}, this machine has {size(present)}: weights, arena and arrays take "
+        f"{size(fixed)}, a page of every role {size(a_page)}, and {plan.target.pages} pages are planned; at most "
+        f"{pages} fit: set pages={pages} or less, lower capacity or max_sequences, or use a smaller dtype"
+    )
 
 
 def _int32(arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> npt.NDArray[np.int32]:

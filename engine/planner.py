@@ -53,13 +53,14 @@ class DecodePlanner:
             "room": UNLIMITED,
         }
         width = self._formula.widths(values)
-        if width.any() and not self._fits(self._target, chosen, length + width):
+        drafts = np.count_nonzero(width)
+        if drafts and not self._fits(self._target, chosen, length + width):
             values["room"] = self._rooms(self._target, chosen, length, length + width)
             width = self._formula.widths(values)
         filled = None
         if self._draft is not None:
             filled = self._draft.committed[chosen]
-            width = self._fit_draft(chosen, length, width)
+            width = self._fit_draft(chosen, length, width) if drafts else width
         binding = bind_decode(self._step, epoch, sequences, chosen, length, width, filled)
         self._reserve(binding)
         verify_binding(binding, self._ledger, epoch)

@@ -70,7 +70,13 @@ class Sampler:
         if not greedy:
             self._set_controls(row_lanes, positions)
         self._run(kind, rows)
-        return SampledRows(self._arrays["sampled"][:rows].astype(np.int64), self._arrays["ok"][:rows].astype(bool))
+        tokens = self._arrays["sampled"][:rows].astype(np.int64)
+        return SampledRows(tokens, self._arrays["ok"][:rows].astype(bool) & self.in_vocabulary(tokens))
+
+    def in_vocabulary(self, tokens: Ints) -> Bools:
+        """Which of `tokens` are ids of this model: what a kernel says is checked like anyone's word."""
+        inside: Bools = (tokens >= 0) & (tokens < self.logits.shape[1])
+        return inside
 
     def filter(self, row_lanes: Ints, positions: Ints) -> None:
         """Turn the first rows of the logits into scores."""

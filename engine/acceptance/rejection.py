@@ -37,7 +37,7 @@ class Rejection:
         self._sampler.accept(count, rows.bucket)
         n = rows.lanes.size
         accepted, following = arrays["accepted"][:n].tolist(), arrays["following"][:n].tolist()
-        ok = arrays["accept_ok"][:n].tolist()
+        ok = (arrays["accept_ok"][:n].astype(bool) & self._sampler.in_vocabulary(arrays["following"][:n])).tolist()
         verdicts = []
         for i, first in enumerate(rows.row_start[:-1].tolist()):
             drafts = token_ids[first + 1 : first + 1 + accepted[i]].tolist()
