@@ -85,10 +85,8 @@ class Binding:
 
 
 def frozen(array: Any) -> Ints:
-    """`array` as int64, made read-only."""
-    result: Ints = np.ascontiguousarray(array, dtype=np.int64)
-    if result.base is not None:
-        result = result.copy()
+    """A read-only int64 copy of `array`: the caller keeps its own."""
+    result: Ints = np.array(array, dtype=np.int64)
     result.setflags(write=False)
     return result
 

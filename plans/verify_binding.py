@@ -102,7 +102,7 @@ def _verify_span(binding: Binding, span: BoundSpan, ledger: RoleLedger) -> None:
 
 
 def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> None:
-    """Check the very arrays that a program is about to read.
+    """Check the very arrays that a program is about to read; rows that pass count as written from then on.
 
     Raises VerificationError: `row order`, `slots` (a row's slot is not its lane's own page for that position),
     `kv length` (something would be read that was never written), `page table`, or `padding`.
@@ -120,6 +120,13 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
             f"{filled.role}: kv_len {end.tolist()} with {count.tolist()} rows is not the planned span "
             f"{filled.begin.tolist()} .. {filled.end.tolist()} within reserved "
             f"{ledger.reserved[filled.lanes].tolist()}",
+        )
+    written, committed = ledger.written[filled.lanes], ledger.committed[filled.lanes]
+    if (begin > written).any() or (begin < committed).any():
+        raise VerificationError(
+            "kv length",
+            f"{filled.role}: rows from positions {begin.tolist()} must follow what is written, up to "
+            f"{written.tolist()}, and what is committed, up to {committed.tolist()}",
         )
     position = inputs.positions[:rows]
     lane = filled.lanes if rows == n else np.repeat(filled.lanes, count)
@@ -146,6 +153,7 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
     _verify_page_table(inputs, filled, ledger, end)
     if (inputs.slots[rows:] // size != SCRATCH_PAGE).any() or (starts[n:] != rows).any() or inputs.kv_len[n:].any():
         raise VerificationError("padding", f"{filled.role}: padded rows must use the scratch slot and read nothing")
+    ledger.written[filled.lanes] = np.maximum(written, end)
 
 
 def _verify_page_table(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, end: Ints32) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ settings.load_profile("ci")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run every slow test, not a sample of them")
+    parser.addoption("--update-golden", action="store_true", help="write golden files anew; then read their diff")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,6 +66,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             f"the same Hypothesis examples again: --hypothesis-seed={config.option.hypothesis_seed}"
         )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden(name, text)` compares with the file `golden/<name>` beside the test, or writes it."""
+
+    def compare(name: str, text: str) -> None:
+        path = request.path.parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), f"{path.name} differs; --update-golden writes it anew"
+
+    return compare
 
 
 @pytest.fixture(scope="session")

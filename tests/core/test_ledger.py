@@ -226,6 +226,26 @@ def test_pages_run_out_for_all_lanes_of_a_call_or_for_none() -> None:
     assert _same(before, _state(ledger))
 
 
+def test_a_pool_that_fails_half_way_leaves_no_page_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = RoleLedger("target", lanes=2, capacity=10, page_size=3, pages=8)
+    ledger.open(0)
+    ledger.open(1)
+    take = ledger.pool.take
+
+    def fail_late(lane: int, ordinal: int) -> int:
+        if (lane, ordinal) == (1, 1):
+            raise OutOfPages("planted")
+        return take(lane, ordinal)
+
+    monkeypatch.setattr(ledger.pool, "take", fail_late)
+    with pytest.raises(OutOfPages, match="planted"):
+        ledger.reserve(_lanes(0, 1), _lanes(10, 6))
+    assert ledger.check(1).free == 8
+    assert not ledger.page_count.any()
+    assert not ledger.page_table.any()
+    assert not ledger.reserved.any()
+
+
 def test_closing_releases_the_reservation_and_closing_again_does_nothing() -> None:
     ledger = _open()
     ledger.close(0)
