@@ -7,6 +7,7 @@ have the same bits whatever it shares, whoever runs beside it, and however often
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +58,10 @@ class Prefiller:
         usable = sequence.prompt_length - 1
         if self._plan.prefill_is_invariant:
             return target.pool.find_prefix(sequence.tokens, usable // target.page_size)
-        pages_a_chunk = self._grid // target.page_size
-        found = target.pool.find_prefix(sequence.tokens, usable // self._grid * pages_a_chunk)
-        return found[: len(found) // pages_a_chunk * pages_a_chunk]
+        # Pages between two places where a page and a chunk end together.
+        stride = math.lcm(self._grid, target.page_size) // target.page_size
+        found = target.pool.find_prefix(sequence.tokens, usable // target.page_size)
+        return found[: len(found) // stride * stride]
 
     def find_draft_prefix(self, sequence: Sequence) -> list[int]:
         """The same for the draft role: what the draft model computes never changes the output, so any pages will do."""
