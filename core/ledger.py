@@ -150,6 +150,11 @@ class RoleLedger:
             self._prefix_node[lane] = self.pool.publish(page, self._prefix_node[lane], key)
             self._published[lane] = ordinal + 1
 
+    def withdraw(self, lane: int) -> None:
+        """Let nobody find the lane's pages any more: what it failed on may lie in them."""
+        for page in self.page_table[lane, : self.page_count[lane]].tolist():
+            self.pool.withdraw(page)
+
     def slots(self, lane: int, begin: int, end: int) -> Ints:
         """The physical slots of positions `begin .. end` of `lane`."""
         position = np.arange(begin, end)
@@ -209,6 +214,11 @@ class Ledger:
         """End the accounts of `lane` in every role."""
         for role in self.roles.values():
             role.close(lane)
+
+    def withdraw(self, lane: int) -> None:
+        """Let nobody find the pages of `lane` any more, in any role."""
+        for role in self.roles.values():
+            role.withdraw(lane)
 
     def check(self, step: int) -> None:
         """Raise LedgerError when an equation fails in any role."""

@@ -129,6 +129,11 @@ class PagePool:
             self.owner[page] = NOBODY
         return node
 
+    def withdraw(self, page: int) -> None:
+        """Let nobody find the held `page` any more; its holders keep it. Harmless for one that is not published."""
+        if page in self._node_of_page:
+            self._unpublish(page)
+
     def count(self) -> PageCount:
         """Pages in each state, counted anew from the pages themselves."""
         held = int(np.count_nonzero(self.references[1:]))

@@ -69,12 +69,12 @@ class DecodeRunner:
             return drafting
         wanted = np.flatnonzero(binding.width)
         try:
-            drafting = self._drafter.draft(binding, wanted)
+            drafting = self._ask(binding, wanted)
         except Exception:
             # One at a time, to find whose it is.
             for i in wanted.tolist():
                 try:
-                    one = self._drafter.draft(binding, np.array([i]))
+                    one = self._ask(binding, np.array([i]))
                 except Exception as error:
                     verdicts[i] = Verdict([], as_fault(error, binding.sequences[i], "drafting"))
                     continue
@@ -96,10 +96,18 @@ class DecodeRunner:
                 self._lanes.tokens[binding.lanes[i], start : start + int(binding.width[i])] = drafting.tokens[i]
         return drafting
 
+    def _ask(self, binding: Binding, at: Ints) -> Drafting:
+        drafting: object = self._drafter.draft(binding, at)
+        if not isinstance(drafting, Drafting) or len(drafting.tokens) != len(binding.sequences):
+            raise SequenceFault(f"the drafter gave no list of tokens for each of {len(binding.sequences)} sequences")
+        return drafting
+
     def _lie(self, binding: Binding, place: int, drafting: Drafting) -> str | None:
         """What is wrong with a drafter's proposal, None when it is what was planned."""
         vocabulary, width = self._executor.plan.target.vocab_size, int(binding.width[place])
-        tokens = drafting.tokens[place] if place < len(drafting.tokens) else []
+        tokens: object = drafting.tokens[place]
+        if not isinstance(tokens, list):
+            return f"the drafter gave {tokens!r} where a list of {width} tokens was planned"
         if len(tokens) != width:
             return f"the drafter gave {len(tokens)} tokens where {width} were planned"
         wrong = next((t for t in tokens if not isinstance(t, int) or not 0 <= t < vocabulary), None)

@@ -9,6 +9,7 @@ sequence alone.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -117,8 +118,7 @@ class Engine:
         Raises LedgerError when the books do not balance afterwards: then nothing more can be trusted.
         """
         self.epoch += 1
-        self._admit()
-        touched = {sequence.id: sequence for sequence in (*self._prefill(), *self._decode())}
+        touched = {sequence.id: sequence for sequence in (*self._admit(), *self._prefill(), *self._decode())}
         self.ledger.check(self.epoch)
         return [touched[id] for id in sorted(touched)]
 
@@ -136,8 +136,12 @@ class Engine:
 
     # Admission
 
-    def _admit(self) -> None:
-        """Give lanes to waiting sequences, oldest first, while there are lanes and pages; none overtakes another."""
+    def _admit(self) -> list[Sequence]:
+        """Give lanes to waiting sequences, oldest first, while there are lanes and pages; none overtakes another.
+
+        Returns those that failed at it.
+        """
+        failed: list[Sequence] = []
         while self._waiting and self.lanes.free:
             sequence, pool = self._waiting[0], self.ledger[TARGET].pool
             prefix = self._prefiller.find_prefix(sequence)
@@ -145,13 +149,19 @@ class Engine:
             # A prefix page that nobody holds is no longer evictable once it is shared.
             resting = sum(int(pool.references[page] == 0) for page in prefix)
             if self._running and pages + resting > pool.available:
-                return
-            self._start(self._waiting.pop(0), prefix)
+                break
+            try:
+                self._start(self._waiting.pop(0), prefix)
+            except Exception as error:
+                self._finish(sequence, "error", as_fault(error, sequence.id, "being admitted"))
+                failed.append(sequence)
+        return failed
 
     def _start(self, sequence: Sequence, prefix: list[int]) -> None:
         lanes, sampling = self.lanes, sequence.request.sampling
         lane = lanes.take()
         sequence.lane, sequence.state = lane, "prefill"
+        bisect.insort(self._running, sequence, key=lambda other: other.id)
         lanes.append(lane, sequence.tokens)
         lanes.length_limit[lane] = sequence.prompt_length + sequence.granted
         # Seeds are 64 unsigned bits, kept in signed words.
@@ -165,7 +175,6 @@ class Engine:
         if DRAFT in self.ledger:
             self.ledger[DRAFT].open(lane, self._prefiller.find_draft_prefix(sequence))
         self._drafter.begin(lane, sequence.tokens)
-        bisect.insort(self._running, sequence, key=lambda other: other.id)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Take a sequence's lane and pages; it waits again at its place in the order of arrival."""
@@ -181,6 +190,8 @@ class Engine:
         if sequence.lane is not None:
             if error is None:
                 self._prefiller.publish(sequence)
+            else:
+                self.ledger.withdraw(sequence.lane)
             self._leave(sequence)
         sequence.end(reason, error)
 
@@ -191,7 +202,9 @@ class Engine:
         for role, peak in self.lanes.peak_slots.items():
             sequence.peak_slots[role] = max(sequence.peak_slots.get(role, 0), int(peak[lane]))
             peak[lane] = 0
-        self._drafter.end(lane)
+        # A drafter that fails here has nobody left to fail; should the lane be taken again, it begins anew.
+        with contextlib.suppress(Exception):
+            self._drafter.end(lane)
         self.ledger.close(lane)
         self.lanes.give_back(lane)
         self._running.remove(sequence)
@@ -241,7 +254,10 @@ class Engine:
         elif sequence.lane is not None:
             fresh = sequence.tokens[before:]
             self.lanes.append(sequence.lane, fresh)
-            self._drafter.extend(sequence.lane, fresh)
+            try:
+                self._drafter.extend(sequence.lane, fresh)
+            except Exception as error:
+                self._finish(sequence, "error", as_fault(error, sequence.id, "telling the drafter of its tokens"))
 
     def _prefill_drafts(self, drafter: ModelDrafter) -> None:
         """Let the draft model catch up, a chunk's worth of rows a step; meanwhile those sequences do not draft."""
@@ -286,10 +302,12 @@ class Engine:
     def _bind(self, decoding: list[Sequence]) -> tuple[list[Sequence], Binding | None, list[Sequence]]:
         """Plan the step. A sequence whose part cannot be planned ends; the others are planned without it."""
         ended: list[Sequence] = []
+        drafts = True
         while decoding:
             chosen = lanes_of(decoding)
             try:
-                binding = self._planner.bind(self.epoch, [s.id for s in decoding], chosen, self._offer(chosen))
+                offered = self._offer(chosen) if drafts else np.zeros(chosen.size, np.int64)
+                binding = self._planner.bind(self.epoch, [s.id for s in decoding], chosen, offered)
                 return decoding, binding, ended
             except Exception as error:
                 self._release(chosen)
@@ -297,6 +315,8 @@ class Engine:
                 if not faults and isinstance(error, OutOfPages):
                     # Each alone can go on, together they want too much: the youngest gives way.
                     self._preempt(decoding[-1])
+                elif not faults and drafts:
+                    drafts = False  # A drafter that fails for all together and for none alone: do without it.
                 elif not faults:
                     raise
                 for sequence in decoding:
@@ -339,7 +359,8 @@ class Engine:
             kept[i] = count = sequence.keep(verdict.candidates)
             sequence.verifications += 1
             sequence.drafted += int(binding.width[i])
-            sequence.accepted += max(0, count - 1)
+            # Where nothing went wrong, the last candidate is the target's own.
+            sequence.accepted += min(count, len(verdict.candidates) - (verdict.fault is None))
             asked = sequence.request.sampling.logprobs
             raw = self._decoder.raw_logits(i)
             if asked is not None and raw is not None:

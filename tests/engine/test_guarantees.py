@@ -192,7 +192,7 @@ def check(world: World) -> list[Sequence]:
 
 
 @given(worlds())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_the_request_alone_decides_its_tokens_and_log_probabilities(world: World) -> None:
     check(world)
 

@@ -206,7 +206,9 @@ def assert_all_returned(engine: Engine) -> None:
     assert engine.lanes.free == engine.lanes.count
     for role in engine.ledger.roles.values():
         pool = role.pool
-        assert not (role.is_open.any() or role.committed.any() or role.reserved.any())
+        assert not role.is_open.any()
+        assert not role.committed.any()
+        assert not role.reserved.any()
         assert not pool.references.any()
         assert (role.page_table == SCRATCH_PAGE).all()
         assert pool.available == pool.total == role.pool.count().free + role.pool.count().cached

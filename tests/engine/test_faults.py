@@ -1,0 +1,435 @@
+"""One sequence's failure is its own: it ends with an error and the tokens that it had, and its slots return.
+
+The others give the same bits as without it, and the engine goes on serving. Faults are planted around the executor,
+the page pool and the drafter; a victim's rows are known by its first page, so nothing is shared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slotwise.core.errors import OutOfPages, SequenceFault, SlotwiseError
+from slotwise.engine.drafters import Drafting
+from slotwise.engine.drafters.ngram import NgramDrafter
+from slotwise.engine.engine import Engine
+from slotwise.engine.request import Completion, Request
+from slotwise.engine.sequence import Sequence as Running
+from slotwise.plans.binding import Binding, Ints
+from slotwise.plans.program import DRAFT, SAMPLER, TARGET
+
+from .tiny import DraftChoice, alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine, tiny_model
+
+MODEL = tiny_model(1, layers=2)
+DRAFTS: dict[str, DraftChoice] = {"none": None, "ngram": "ngram", "model": MODEL.draft(0.05, layers=2)}
+PROMPT, NEW = 9, 14
+
+
+def requests(count: int = 3, **sampling: Any) -> list[Request]:
+    """Requests of several lengths, greedy and sampled."""
+    return [
+        request(prompt_of(PROMPT + i, i), NEW, **{"temperature": 0.8 * (i % 2), "seed": i, **sampling})
+        for i in range(count)
+    ]
+
+
+def engine_for(draft: str, **options: Any) -> Engine:
+    return tiny_engine(MODEL, DRAFTS[draft], share_prefixes=False, adaptive=False, **options)
+
+
+class Planted:
+    """Wraps an engine's executor: `before` and `after` are called around each model call that has the victim's rows.
+
+    They get (role, kind, positions of the victim's rows, the victim's rows in the call).
+    """
+
+    def __init__(self, engine: Engine, victim: Running) -> None:
+        self.engine, self.victim = engine, victim
+        self.before: Callable[[str, str, list[int], range], None] = lambda *_: None
+        self.after: Callable[[str, str, list[int], range], None] = lambda *_: None
+        self._run = engine.executor.run
+        engine.executor.run = self.run  # type: ignore[method-assign]
+
+    def run(self, role: str, kind: str, rows: int) -> None:
+        found = None if role == SAMPLER else self._rows(role, rows)
+        if found is not None:
+            self.before(role, kind, *found)
+        self._run(role, kind, rows)
+        if found is not None:
+            self.after(role, kind, *found)
+
+    def _rows(self, role: str, rows: int) -> tuple[list[int], range] | None:
+        lane = self.victim.lane
+        if lane is None:
+            return None
+        inputs = self.engine.executor.row_inputs(role, rows)
+        at = np.flatnonzero(inputs.page_table[:, 0] == self.engine.ledger[role].page_table[lane, 0])
+        at = at[inputs.kv_len[at] > 0]
+        if not at.size:
+            return None
+        first, last = inputs.row_start[at[0]], inputs.row_start[at[0] + 1]
+        return inputs.positions[first:last].tolist(), range(first, last)
+
+    def logits(self) -> Any:
+        return self.engine.executor.arrays["logits"]
+
+
+def assert_only_victim_failed(engine: Engine, wanted: Sequence[Request], sequences: list[Running], victim: int) -> None:
+    """Others are as alone; the victim has an error and a beginning of its tokens; the engine still serves."""
+    finish(engine)
+    assert_all_returned(engine)
+    for i, sequence in enumerate(sequences):
+        completion, expected = sequence.completion(), alone(MODEL, wanted[i])
+        if i != victim:
+            assert completion.error is None
+            assert outcome(completion) == outcome(expected)
+            continue
+        assert completion.finish_reason == "error"
+        assert isinstance(completion.error, SlotwiseError)
+        assert completion.token_ids == expected.token_ids[: len(completion.token_ids)]
+        assert (completion.logprobs or ()) == (expected.logprobs or ())[: len(completion.token_ids)]
+        assert len(completion.token_ids) < len(expected.token_ids)
+    again = engine.add(wanted[(victim + 1) % len(wanted)])
+    finish(engine)
+    assert outcome(again.completion()) == outcome(alone(MODEL, wanted[(victim + 1) % len(wanted)]))
+    assert_all_returned(engine)
+
+
+CALLS = [(TARGET, "prefill"), (TARGET, "decode"), (DRAFT, "prefill"), (DRAFT, "decode")]
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize(("role", "kind"), CALLS)
+def test_a_kernel_that_raises_for_one_sequence_ends_that_sequence(
+    role: str, kind: str, draft: str, victim: int
+) -> None:
+    if role == DRAFT and draft != "model":
+        return
+    engine, wanted = engine_for(draft), requests()
+    sequences = [engine.add(one) for one in wanted]
+    planted = Planted(engine, sequences[victim])
+
+    def fail(at_role: str, at_kind: str, positions: list[int], rows: range) -> None:
+        if (at_role, at_kind) == (role, kind) and (kind == "prefill" or len(planted.victim.tokens) > PROMPT + 4):
+            raise FloatingPointError("planted")
+
+    planted.before = fail
+    assert_only_victim_failed(engine, wanted, sequences, victim)
+    assert "FloatingPointError: planted" in str(sequences[victim].error)
+
+
+@given(
+    st.sampled_from(sorted(DRAFTS)),
+    st.integers(0, 2),
+    st.integers(PROMPT + 1, PROMPT + NEW),
+    st.sampled_from([np.nan, np.inf]),
+    st.integers(1, 5),
+)
+@settings(max_examples=30)
+def test_a_row_that_is_not_finite_ends_its_sequence_with_exactly_the_tokens_before_it(
+    draft: str, victim: int, position: int, value: float, speculate: int
+) -> None:
+    # Whatever drafts stood around it: the row is spoilt by its position, and what comes before stands.
+    engine, wanted = engine_for(draft, speculate=speculate), requests()
+    sequences = [engine.add(one) for one in wanted]
+    planted = Planted(engine, sequences[victim])
+
+    def spoil(role: str, kind: str, positions: list[int], rows: range) -> None:
+        if role == TARGET and position in positions:
+            planted.logits()[rows[positions.index(position)] if kind == "decode" else 0, 3] = value
+
+    planted.after = spoil
+    expected = alone(MODEL, wanted[victim]).token_ids
+    before = position - len(wanted[victim].prompt_ids) + 1
+    if 0 <= before < len(expected):
+        assert_only_victim_failed(engine, wanted, sequences, victim)
+        assert sequences[victim].completion().token_ids == expected[:before]
+        assert "finite" in str(sequences[victim].error)
+
+
+def test_a_row_that_is_not_finite_behind_a_stop_is_no_error() -> None:
+    plain = alone(MODEL, requests()[0]).token_ids
+    stop_at = next(n for n in range(4, NEW) if plain[n] not in plain[:n])
+    one = request(prompt_of(PROMPT, 0), NEW, seed=0, stop_token_ids=[plain[stop_at]])
+    engine = tiny_engine(MODEL, MODEL, share_prefixes=False, adaptive=False, speculate=6)
+    sequence = engine.add(one)
+    planted = Planted(engine, sequence)
+
+    def spoil(role: str, kind: str, positions: list[int], rows: range) -> None:
+        for position, row in zip(positions, rows, strict=True):
+            if role == TARGET and kind == "decode" and position >= PROMPT + stop_at:
+                planted.logits()[row] = np.nan
+
+    planted.after = spoil
+    finish(engine)
+    assert outcome(sequence.completion()) == outcome(alone(MODEL, one))
+    assert sequence.completion().finish_reason == "stop"
+    assert_all_returned(engine)
+
+
+def test_drafts_that_are_not_finite_end_their_sequence() -> None:
+    engine, wanted = engine_for("model"), requests()
+    sequences = [engine.add(one) for one in wanted]
+    planted = Planted(engine, sequences[1])
+
+    def spoil(role: str, kind: str, positions: list[int], rows: range) -> None:
+        if role == DRAFT and kind == "decode":
+            planted.logits()[rows[0] : rows[-1] + 1] = np.nan
+
+    planted.after = spoil
+    assert_only_victim_failed(engine, wanted, sequences, 1)
+    assert "draft model" in str(sequences[1].error)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "sample", "accept"])
+def test_a_call_that_fails_once_and_works_when_repeated_fails_nobody(kind: str) -> None:
+    # One draft each, so that one call holds them all: what fails alone is not tried again.
+    engine, wanted = engine_for("model", speculate=1), requests(3, temperature=0.0 if kind == "greedy" else 0.8)
+    sequences = [engine.add(one) for one in wanted]
+    while any(sequence.state != "decode" for sequence in sequences):
+        engine.step()
+    original, failures = engine.executor.run, []
+
+    def fail_once(role: str, at_kind: str, rows: int) -> None:
+        if at_kind == kind and not failures:
+            failures.append(kind)
+            raise RuntimeError("once")
+        original(role, at_kind, rows)
+
+    engine.executor.run = fail_once  # type: ignore[method-assign]
+    finish(engine)
+    assert failures
+    assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, one)) for one in wanted]
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 6])
+@pytest.mark.parametrize("role", [TARGET, DRAFT])
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_pool_that_gives_one_sequence_no_page_ends_that_sequence(role: str, after: int, victim: int) -> None:
+    engine, wanted = engine_for("model"), requests()
+    sequences = [engine.add(one) for one in wanted]
+    pool = engine.ledger[role].pool
+    take, taken = pool.take, []
+
+    def take_but_not_for_one(lane: int, ordinal: int) -> int:
+        if lane == sequences[victim].lane:
+            taken.append(ordinal)
+            if len(taken) > after:
+                raise OutOfPages("planted")
+        return take(lane, ordinal)
+
+    pool.take = take_but_not_for_one  # type: ignore[method-assign]
+    finish(engine)
+    del pool.take  # type: ignore[method-assign]
+    assert_only_victim_failed(engine, wanted, sequences, victim)
+    assert "OutOfPages: planted" in str(sequences[victim].error)
+
+
+class Liar(NgramDrafter):
+    """Drafts well for all sequences but one, whose prompt begins with `victim`; there it does what `lie` says."""
+
+    def __init__(self, lie: str, victim: int, from_length: int) -> None:
+        super().__init__(min_match=1)
+        self._lie, self._victim, self._from = lie, victim, from_length
+        self._known: dict[int, list[int]] = {}
+
+    def _lies(self, lane: int) -> bool:
+        known = self._known.get(lane, [])
+        return bool(known) and known[0] == self._victim and len(known) >= self._from
+
+    def begin(self, lane: int, tokens: Sequence[int]) -> None:
+        self._known[lane] = list(tokens)
+        if self._lie == "begin" and tokens[0] == self._victim:
+            raise RuntimeError("planted")
+        super().begin(lane, tokens)
+
+    def extend(self, lane: int, tokens: Sequence[int]) -> None:
+        super().extend(lane, tokens)
+        if lane in self._known and len(self._known[lane]) < len(self._known[lane]) + len(tokens):
+            self._known[lane] += tokens if len(tokens) < self._from else []
+        if self._lie == "extend" and self._lies(lane):
+            raise RuntimeError("planted")
+
+    def end(self, lane: int) -> None:
+        lies = self._lie == "end" and self._lies(lane)
+        self._known.pop(lane, None)
+        super().end(lane)
+        if lies:
+            raise RuntimeError("planted")
+
+    def offer(self, lanes: Ints, widths: Ints) -> Ints:
+        found = super().offer(lanes, widths)
+        for i, lane in enumerate(lanes.tolist()):
+            if self._lies(lane):
+                if self._lie == "offer raises":
+                    raise RuntimeError("planted")
+                if self._lie == "offer of another shape":
+                    return found[:0].reshape(0, 7)
+                found[i] = {"offer below zero": -5, "offer too wide": 10**6}.get(self._lie, min(2, int(widths[i])))
+        return found
+
+    def draft(self, binding: Binding, at: Ints) -> Any:
+        honest = super().draft(binding, at)
+        for i in at.tolist():
+            if self._lies(int(binding.lanes[i])):
+                width = int(binding.width[i])
+                lies: dict[str, Any] = {
+                    "too many": [1] * (width + 1),
+                    "too few": [1] * (width - 1),
+                    "none at all": [],
+                    "id too large": [1] * (width - 1) + [MODEL.spec.vocab_size],
+                    "id below zero": [-1] * width,
+                    "a float": [1.0] * width,
+                    "a string": "1" * width,
+                    "no list": None,
+                    "a number": 7,
+                }
+                if self._lie == "draft raises":
+                    raise RuntimeError("planted")
+                if self._lie == "no drafting":
+                    return None
+                if self._lie == "too few lists":
+                    return Drafting(honest.tokens[:i])
+                honest.tokens[i] = lies.get(self._lie, [1] * width)
+        return honest
+
+
+LIES = [
+    "too many",
+    "too few",
+    "none at all",
+    "id too large",
+    "id below zero",
+    "a float",
+    "a string",
+    "no list",
+    "a number",
+    "draft raises",
+    "no drafting",
+    "offer raises",
+    "begin",
+    "extend",
+]
+
+
+def serve_with(drafter: Liar) -> tuple[Engine, list[Request], list[Running]]:
+    wanted = requests()
+    wanted[1] = request((30, *prompt_of(PROMPT, 1)), NEW, temperature=0.8, seed=5)
+    engine = tiny_engine(MODEL, "ngram", drafter=drafter, share_prefixes=False, adaptive=False)
+    assert all(one.prompt_ids[0] != 30 for one in (wanted[0], wanted[2]))
+    return engine, wanted, [engine.add(one) for one in wanted]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_drafter_that_lies_about_one_sequence_ends_that_sequence(lie: str) -> None:
+    engine, wanted, sequences = serve_with(Liar(lie, victim=30, from_length=PROMPT + 4))
+    assert_only_victim_failed(engine, wanted, sequences, 1)
+
+
+@pytest.mark.parametrize("lie", ["wrong guesses", "offer below zero", "offer too wide", "end"])
+def test_a_drafter_that_guesses_or_offers_badly_changes_nothing(lie: str) -> None:
+    engine, wanted, sequences = serve_with(Liar(lie, victim=30, from_length=PROMPT + 4))
+    finish(engine)
+    assert_all_returned(engine)
+    assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, one)) for one in wanted]
+
+
+@pytest.mark.parametrize("failing", ["offer", "draft"])
+def test_a_drafter_that_fails_for_many_together_and_for_none_alone_fails_nobody(failing: str) -> None:
+    class Unsociable(NgramDrafter):
+        def offer(self, lanes: Ints, widths: Ints) -> Ints:
+            if failing == "offer" and lanes.size > 1:
+                raise RuntimeError("too many")
+            return super().offer(lanes, widths)
+
+        def draft(self, binding: Binding, at: Ints) -> Drafting:
+            if failing == "draft" and at.size > 1:
+                raise RuntimeError("too many")
+            return super().draft(binding, at)
+
+    wanted = requests()
+    engine = tiny_engine(MODEL, "ngram", drafter=Unsociable(1), share_prefixes=False, adaptive=False)
+    sequences = [engine.add(one) for one in wanted]
+    finish(engine)
+    assert_all_returned(engine)
+    assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, one)) for one in wanted]
+
+
+@given(st.sampled_from(sorted(DRAFTS)), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 16)), max_size=5))
+@settings(max_examples=30)
+def test_cancelling_at_any_point_leaves_the_others_alone(draft: str, cancels: list[tuple[int, int]]) -> None:
+    # Two lanes and a small pool: at any step there are requests that wait, prefill, decode or have ended.
+    options: dict[str, Any] = {"max_sequences": 2, "capacity": 30, "pages": 14, "prefill_chunk": 4}
+    engine = tiny_engine(MODEL, DRAFTS[draft], adaptive=False, **options)
+    wanted = requests(5)
+    sequences = [engine.add(one) for one in wanted]
+    for step in range(200):
+        for who, when in cancels:
+            if when == step:
+                engine.cancel(sequences[who])
+                engine.cancel(sequences[who])
+        if engine.is_idle:
+            break
+        engine.step()
+    assert_all_returned(engine)
+    for i, sequence in enumerate(sequences):
+        completion = sequence.completion()
+        expected = alone(MODEL, wanted[i], prefill_chunk=4, capacity=30)
+        if completion.finish_reason == "cancelled":
+            assert i in {who for who, _ in cancels}
+            assert completion.token_ids == expected.token_ids[: len(completion.token_ids)]
+        else:
+            assert outcome(completion) == outcome(expected)
+
+
+def test_cancelling_one_that_has_ended_keeps_how_it_ended() -> None:
+    engine = engine_for("ngram")
+    sequence = engine.add(requests()[0])
+    finish(engine)
+    before: Completion = sequence.completion()
+    engine.cancel(sequence)
+    assert sequence.completion() == before
+    assert before.finish_reason == "length"
+
+
+def test_pages_that_a_failed_sequence_filled_are_not_shared() -> None:
+    # The cache itself is spoilt once, in the first of three chunks; a retry must not find those pages.
+    engine = tiny_engine(MODEL, page_size=3, prefill_chunk=6)
+    one = request(prompt_of(17), NEW)
+    first = engine.add(one)
+    planted = Planted(engine, first)
+
+    def spoil(role: str, kind: str, positions: list[int], rows: range) -> None:
+        if 2 in positions:
+            slot = int(engine.ledger[role].slots(first.lane or 0, 2, 3)[0])
+            engine.executor.caches[role]["kv0.v"][slot] = np.nan
+
+    planted.after = spoil
+    finish(engine)
+    assert first.finish_reason == "error"
+    second = engine.add(one)
+    finish(engine)
+    assert outcome(second.completion()) == outcome(alone(MODEL, one, prefill_chunk=6))
+    assert_all_returned(engine)
+
+
+def test_a_fault_names_its_sequence_and_keeps_its_cause() -> None:
+    engine, wanted = engine_for("none"), requests()
+    sequences = [engine.add(one) for one in wanted]
+    planted = Planted(engine, sequences[2])
+    cause = ValueError("planted")
+
+    def fail(role: str, kind: str, positions: list[int], rows: range) -> None:
+        raise cause
+
+    planted.before = fail
+    finish(engine)
+    error = sequences[2].error
+    assert isinstance(error, SequenceFault)
+    assert error.__cause__ is cause
+    assert "sequence 2" in str(error)
