@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from slotwise.core.errors import GraphError
 from slotwise.core.graph import Cache, Graph, Node, Value
 from slotwise.core.ops import contract_of
+from slotwise.core.specs import TensorSpec
+
+Inferences = dict[tuple[object, ...], tuple[TensorSpec, ...]]
+"""What contracts inferred so far in one check: (op, input specs, attributes but the layer) -> output specs."""
 
 
 def check_graph(graph: Graph) -> None:
@@ -24,6 +28,7 @@ def check_graph(graph: Graph) -> None:
         _define(graph, value, defined, None)
     cache_values: dict[str, tuple[Value, int]] = {}
     written: set[int] = set()
+    inferred: Inferences = {}
     for index, node in enumerate(graph.nodes):
         for operand in node.inputs:
             if operand is None:
@@ -41,7 +46,7 @@ def check_graph(graph: Graph) -> None:
             if known != operand:
                 message = f"{operand.name} is {operand.spec} ({operand.kind}) here, but was defined as {known.spec}"
                 raise _fault(graph, index, f"{message} ({known.kind})")
-        _check_contract(graph, index, node)
+        _check_contract(graph, index, node, inferred)
         for effect in node.effects:
             if effect.layer not in layers:
                 declared = ", ".join(f"kv{layer}" for layer in layers) or "none"
@@ -58,11 +63,16 @@ def check_graph(graph: Graph) -> None:
             raise GraphError(f"graph {graph.name}: output {value.name}: {value.spec} is not defined by any node")
 
 
-def _check_contract(graph: Graph, index: int, node: Node) -> None:
+def _check_contract(graph: Graph, index: int, node: Node, inferred: Inferences) -> None:
+    given = tuple(None if v is None else v.spec for v in node.inputs)
+    # Layers repeat: what a contract infers from the same specs and attributes is asked once.
+    key = (node.op, given, tuple(item for item in node.attrs if item[0] != "layer"))
     try:
         contract = contract_of(node.op)
         attrs = contract.complete_attrs(node.attr_dict)
-        specs = contract.infer(tuple(None if v is None else v.spec for v in node.inputs), attrs)
+        if key not in inferred:
+            inferred[key] = contract.infer(given, attrs)
+        specs = inferred[key]
     except GraphError as error:
         raise _fault(graph, index, str(error)) from error
     if specs != tuple(value.spec for value in node.outputs):

@@ -1,8 +1,9 @@
 """What a program is fed: rows of token ids, positions, slots and page tables, padded to its bucket.
 
-Owns `RowInputs` and `fill_rows`. What always holds: real rows come first, sequence by sequence, in position order; padded
-rows have token 0 at position 0, write the scratch slot, and belong to no sequence, so they read nothing; page-table
-entries that no sequence needs are the scratch page.
+Owns `RowInputs` and `fill_rows`. What always holds: real rows come first, sequence by sequence, in position order;
+padded rows have token 0 at position 0, write the scratch slot, and belong to no sequence, so they read nothing.
+Columns of the page table beyond the longest sequence of the call are left as they were: `kv_len` keeps every kernel
+from reading them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,7 @@ Ints32 = npt.NDArray[np.int32]
 
 @dataclass(slots=True)
 class RowInputs:
-    """Writable views of the arrays that one program reads: `rows` is its bucket T, B = T.
-
-    `used_columns` is how much of the page table earlier calls have written: cleared again as far as that.
-    """
+    """Writable views of the arrays that one program reads: `rows` is its bucket T, B = T."""
 
     rows: int
     token_ids: Ints32  # [T]
@@ -32,12 +30,14 @@ class RowInputs:
     row_start: Ints32  # [T + 1]
     kv_len: Ints32  # [T]
     page_table: Ints32  # [T, P]
-    used_columns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class FilledRows:
-    """Which real rows a call has: `lanes[i]` has rows `row_start[i] .. row_start[i+1]`, positions from `begin[i]`."""
+    """Which real rows a call has: `lanes[i]` has rows `row_start[i] .. row_start[i+1]`, positions from `begin[i]`.
+
+    `row_lanes` and `row_positions` say the same row by row.
+    """
 
     role: str
     bucket: int
@@ -45,6 +45,8 @@ class FilledRows:
     begin: Ints
     end: Ints
     row_start: Ints
+    row_lanes: Ints
+    row_positions: Ints
 
     @property
     def rows(self) -> int:
@@ -75,8 +77,7 @@ def fill_rows(inputs: RowInputs, ledger: RoleLedger, tokens: Ints32, lanes: Ints
     inputs.row_start[: n + 1] = row_start
     inputs.kv_len[:n] = end
     columns = -(-int(end.max()) // size)
-    width = max(columns, inputs.used_columns)
-    inputs.page_table[:n, :width] = ledger.page_table[lanes, :width]
+    inputs.page_table[:n, :columns] = ledger.page_table[lanes, :columns]
     if total < inputs.rows:
         inputs.token_ids[total:] = 0
         inputs.positions[total:] = 0
@@ -84,6 +85,5 @@ def fill_rows(inputs: RowInputs, ledger: RoleLedger, tokens: Ints32, lanes: Ints
     if n < inputs.rows:
         inputs.row_start[n + 1 :] = total
         inputs.kv_len[n:] = 0
-        inputs.page_table[n:, :width] = SCRATCH_PAGE
-    inputs.used_columns = columns
-    return FilledRows(ledger.role, inputs.rows, lanes, begin, end, row_start)
+        inputs.page_table[n:, :columns] = SCRATCH_PAGE
+    return FilledRows(ledger.role, inputs.rows, lanes, begin, end, row_start, row_lane, position)

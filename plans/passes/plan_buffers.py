@@ -8,6 +8,7 @@ multiples of `ALIGNMENT`. Largest first, each at the lowest offset that fits: gr
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,14 +45,16 @@ def plan_buffers(graph: Graph, backends: Mapping[str, Backend]) -> tuple[Placeme
     placed: list[Placement] = []
     for name, (nbytes, first, last) in sorted(lifetimes.items(), key=lambda item: (-item[1][0], item[1][1], item[0])):
         offset = 0
-        for other in sorted(placed, key=lambda p: p.offset):
+        for other in placed:
             if other.first > last or first > other.last:
                 continue
             if offset + nbytes <= other.offset:
                 break
             offset = max(offset, _aligned(other.offset + other.nbytes))
-        placed.append(Placement(name, offset, nbytes, first, last))
-    return tuple(sorted(placed, key=lambda p: (p.offset, p.first)))
+        bisect.insort(
+            placed, Placement(name, offset, nbytes, first, last), key=lambda place: (place.offset, place.first)
+        )
+    return tuple(placed)
 
 
 def arena_bytes(placements: tuple[Placement, ...]) -> int:
