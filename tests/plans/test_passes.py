@@ -163,11 +163,12 @@ def test_queries_keys_and_values_become_one_product(biases: str) -> None:
     "options",
     [
         {"biases": "qk"},
+        {"biases": "kv"},
         {"weights": ("a.q", "a.k", "a.k")},
         {"inputs": (0, 0, 1)},
         {"shared_bias": True},
     ],
-    ids=["mixed bias", "shared weight", "other input", "shared bias"],
+    ids=["no bias for values", "no bias for queries", "shared weight", "other input", "shared bias"],
 )
 def test_queries_keys_and_values_stay_apart(options: dict[str, Any]) -> None:
     graph = _attention(Builder("g"), **options)
@@ -210,13 +211,15 @@ def test_joined_weights_of_two_layers_keep_apart_whatever_their_names() -> None:
 # --- lower_cache and fuse_rotary_write
 
 
-def _rotated(*, keys_used: bool = False, query_used: bool = False) -> Graph:
+def _rotated(*, keys_given: bool = False, keys_read: bool = False, query_used: bool = False) -> Graph:
     g = Builder("g")
     q, k, v = (g.input(n, TensorSpec(DType.F64, ("T", 2, D))) for n in "qkv")
     positions = g.input("positions", TensorSpec(DType.I32, ("T",)))
     tables = [g.parameter(f"rope.{f}", TensorSpec(DType.F32, ("M", D // 2)), f"rope.{f}") for f in ("cos", "sin")]
     q, k = g.op("rotary", q, k, positions, *tables)
-    outputs = [k] if keys_used else []
+    outputs = [k] if keys_given else []
+    if keys_read:
+        outputs.append(g.one("head_rms_norm", k, g.weight("keys", D), eps=1e-6))
     if query_used:
         q = g.one("head_rms_norm", q, g.weight("norm", D), eps=1e-6)
     g.cache(0, 2, D)
@@ -238,10 +241,11 @@ def test_attention_becomes_a_write_and_a_read_of_slots() -> None:
     ("options", "ops"),
     [
         ({}, ["rotary_write", "attention"]),
-        ({"keys_used": True}, ["rotary", "write_slots", "attention"]),
+        ({"keys_given": True}, ["rotary", "write_slots", "attention"]),
+        ({"keys_read": True}, ["rotary", "head_rms_norm", "write_slots", "attention"]),
         ({"query_used": True}, ["rotary", "head_rms_norm", "write_slots", "attention"]),
     ],
-    ids=["fused", "keys read twice", "queries read before the write"],
+    ids=["fused", "keys are an output", "keys read twice", "queries read before the write"],
 )
 def test_rotary_and_the_write_are_fused_where_nothing_comes_between(options: dict[str, bool], ops: list[str]) -> None:
     graph = FuseRotaryWrite().apply(LowerCache(page_size=4, speculates=False).apply(_rotated(**options)))

@@ -100,6 +100,7 @@ def _live(step: Step, capacity: int, page_size: int, draft: str, draft_capacity:
             demand("the draft within its capacity", (last <= draft_capacity)[wide])
             new = np.min([e.evaluate(values) for e in ends["draft"]], axis=0)
             demand("the draft commits what was kept", ((new >= first) & (new <= last) & (new <= mark))[wide])
+            demand("the draft keeps all it may", (new == np.minimum(mark, last))[wide])
             draft_mark = np.where(wide, new, draft_mark)
         target_mark, length, left = mark, length + kept, left - kept
         demand("the sequence within capacity", length <= capacity)

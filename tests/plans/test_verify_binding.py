@@ -179,6 +179,8 @@ BINDING_MUTANTS: dict[str, tuple[str, Callable[[Bound], None]]] = {
         "width", lambda b: _span(b, 1, lanes=lambda a: a[:-1], begin=lambda a: a[:-1], end=lambda a: a[:-1])),
     "a reservation beyond capacity": (
         "capacity", lambda b: (_span(b, 0, end=_put(1, 41)), b.target.reserved.__setitem__(0, 41))[0]),
+    "a draft reserved one too far": (
+        "width", lambda b: (_span(b, 1, end=_add(0, 1)), b.ledger["draft"].reserve(_ints([4]), _ints([20])))[0]),
     "pages that are not owned": ("pages", lambda b: b.target.page_count.__setitem__(4, 1)),
 }  # fmt: skip
 
@@ -197,6 +199,28 @@ def test_a_mutant_binding_is_caught_and_named(name: str, page_size: int) -> None
     with pytest.raises(VerificationError) as caught:
         verify_binding(bound.binding, bound.ledger, EPOCH)
     assert caught.value.rule == rule, str(caught.value)
+
+
+def test_the_widths_of_a_drafter_without_slots_are_checked_too() -> None:
+    bound = _bound(3)
+    step = decode_step("ngram", "coupled")
+    binding = dataclasses.replace(bound.binding, step=step, spans=bound.binding.spans[:1])
+    verify_binding(binding, bound.ledger, EPOCH)
+    for by in (-1, 1):
+        changed = dataclasses.replace(binding, width=frozen(_add(0, by)(binding.width.copy())))
+        with pytest.raises(VerificationError) as caught:
+            verify_binding(changed, bound.ledger, EPOCH)
+        assert caught.value.rule == "width"
+
+
+def test_a_lane_bound_twice_with_all_its_numbers_is_caught() -> None:
+    bound = _bound(3, lanes=(4,), lengths=(17,), widths=(3,), lag=(0,))
+    twice = {name: frozen(np.repeat(getattr(bound.binding, name), 2)) for name in ("lanes", "length", "width")}
+    spans = tuple(
+        BoundSpan(s.role, *(frozen(np.repeat(a, 2)) for a in (s.lanes, s.begin, s.end))) for s in bound.binding.spans
+    )
+    with pytest.raises(VerificationError, match=r"a lane is bound twice: \[4, 4\]"):
+        verify_binding(dataclasses.replace(bound.binding, **twice, spans=spans), bound.ledger, EPOCH)
 
 
 def _prefill(page_size: int = 3) -> tuple[Ledger, Binding]:

@@ -19,7 +19,8 @@ from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
-from slotwise.plans.step import Limit, Span, Step, StepOp
+from slotwise.plans.sampling import sampler_graphs
+from slotwise.plans.step import BEGIN, Limit, Span, Step, StepOp
 
 Mutation = Callable[[Plan], Plan]
 NAME = "target.decode.6"
@@ -124,6 +125,18 @@ def _rows(parameter: Parameter, rows: int) -> Parameter:
     return dataclasses.replace(parameter, value=dataclasses.replace(parameter.value, spec=spec))
 
 
+def _narrow_table(program: Program) -> Program:
+    """The program reads page tables one column short."""
+    old = next(v for v in program.graph.inputs if v.name == "page_table")
+    new = dataclasses.replace(old, spec=_shorter(old.spec, 1))
+    nodes = [
+        dataclasses.replace(node, inputs=tuple(new if v == old else v for v in node.inputs))
+        for node in program.graph.nodes
+    ]
+    inputs = tuple(new if v == old else v for v in program.graph.inputs)
+    return dataclasses.replace(program, graph=dataclasses.replace(program.graph, inputs=inputs, nodes=tuple(nodes)))
+
+
 def _everywhere_shorter(plan: Plan) -> Plan:
     """Rotary tables one row short in the role and in every program that reads them."""
     role = plan.target
@@ -213,6 +226,7 @@ PROGRAM_MUTANTS: dict[str, tuple[str, Mutation]] = {
     "a backend that does not exist": ("kernels", _select("linear", kernel="refrence:linear.by_row")),
     "a kernel of another op": ("kernels", _select("linear", kernel="reference:add.whole")),
     "a node without a kernel": ("kernels", _nodes(_unselected)),
+    "a kernel that refuses the call": ("kernels", _attr("linear_gated", activation="tanh")),
     "pages of another size": ("pages", _attr("attention", page_size=8)),
     "a layer's cache under another name": (
         "caches", _nodes(lambda ns: [dataclasses.replace(n, inputs=tuple(
@@ -221,6 +235,13 @@ PROGRAM_MUTANTS: dict[str, tuple[str, Mutation]] = {
     "a bucket that promises more rows": ("programs", _program(NAME, lambda p: dataclasses.replace(p, rows=7))),
     "a program twice": ("programs", _fields(programs=lambda plan: (plan.programs[0], *plan.programs))),
     "a program of an unknown role": ("roles", _program(NAME, lambda p: dataclasses.replace(p, role="judge"))),
+    "an output more than its kind has": (
+        "buffers", _program("sampler.greedy.6", lambda p: dataclasses.replace(
+            p, graph=dataclasses.replace(p.graph, outputs=(*p.graph.outputs, p.graph.outputs[0]))))),
+    "a page table too narrow for the capacity": ("pages", _program(NAME, _narrow_table)),
+    "a program with names left in it": (
+        "programs", _program("sampler.greedy.6", lambda p: dataclasses.replace(
+            p, graph=sampler_graphs(2048, "coupled", True)["greedy"]))),
     "no decode program": ("programs", _without_programs("target", "decode")),
     "no draft prefill program": ("programs", _without_programs("draft", "prefill")),
     "no decode program wide enough": ("programs", _without_programs("target", "decode", at_least=6)),
@@ -369,6 +390,17 @@ STEP_MUTANTS: dict[str, tuple[str, Mutation]] = {
     "release before commit": ("balance", _swap("commit", "release")),
     "a second reservation": ("balance", _ops(lambda ops: [ops[0], *ops])),
     "a commit twice": ("balance", _ops(lambda ops: [*ops[:-1], ops[-2], ops[-1]])),
+    "slots of a third role": (
+        "balance",
+        _ops(
+            lambda ops: [
+                dataclasses.replace(op, spans=(*op.spans, Span("judge", BEGIN, BEGIN + 1)))
+                if op.op == "reserve" or (op.op == "commit" and op.spans[0].role == "draft")
+                else op
+                for op in ops
+            ]
+        ),
+    ),
     "an op that nobody knows": ("balance", _ops(lambda ops: [*ops, StepOp("flush")])),
     "the target commits one more": ("balance", _commit("target", lambda ends: (ends[0] + 1,))),
     "the target commits one less": ("watermark", _commit("target", lambda ends: (ends[0] - 1,))),
