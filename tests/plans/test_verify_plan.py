@@ -416,6 +416,7 @@ STEP_MUTANTS: dict[str, tuple[str, Mutation]] = {
             ("a chunk that begins one early", "watermark", _span(role, -1, 0, name=f"prefill {role}")),
             ("a chunk that begins one late", "watermark", _span(role, 1, 0, name=f"prefill {role}")),
             ("a chunk that ends one late", "balance", _span(role, 0, 1, name=f"prefill {role}")),
+            ("a chunk longer than is reserved", "written once", _span(role, 0, 1, ["prefill"], f"prefill {role}")),
             ("a commit dropped", "balance", _drop("commit", name=f"prefill {role}")),
             ("a chunk written before it is reserved", "balance", _swap("reserve", "prefill", f"prefill {role}")),
             ("one more committed", "balance", _commit(role, lambda e: (e[0] + 1,), f"prefill {role}")),
