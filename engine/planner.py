@@ -37,8 +37,7 @@ class DecodePlanner:
 
     def lacks_pages(self, chosen: Ints) -> bool:
         """Whether the pool cannot give each lane even the slot of its pending token: someone must be preempted."""
-        needed = self._target.pages_short(chosen, self._lanes.length[chosen])
-        return int(needed.sum()) > self._target.pool.available
+        return not self._fits(self._target, chosen, self._lanes.length[chosen])
 
     def bind(self, epoch: int, sequences: Sequence[int], chosen: Ints, offered: Ints) -> Binding:
         """Widths for the lanes `chosen`, at most `offered`; spans reserved in every role; verified.
@@ -88,7 +87,8 @@ class DecodePlanner:
 
     @staticmethod
     def _fits(role: RoleLedger, chosen: Ints, ends: Ints) -> bool:
-        return int(role.pages_short(chosen, ends).sum()) <= role.pool.available
+        short = role.pages_short(chosen, ends)
+        return not np.count_nonzero(short) or int(short.sum()) <= role.pool.available
 
     @staticmethod
     def _rooms(role: RoleLedger, chosen: Ints, needed: Ints, wanted: Ints) -> Ints:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from slotwise.core.affine import Affine
 from slotwise.plans.program import DRAFT, TARGET
-from slotwise.plans.step import Step
+from slotwise.plans.step import Span, Step
 
 Ints = npt.NDArray[np.int64]
 
@@ -95,18 +95,17 @@ def bind_decode(
     step: Step, epoch: int, sequences: Sequence[int], lanes: Ints, length: Ints, width: Ints, filled: Ints | None
 ) -> Binding:
     """Bind a decode step; `filled` is the draft role's committed marks, None without a draft model."""
-    values: dict[str, Ints] = {"len": length, "k": width}
+    lanes, length, width = frozen(lanes), frozen(length), frozen(width)
     spans = []
     target = step.span("reserve", TARGET)
     if target is not None:
-        spans.append(_bound(TARGET, lanes, target.begin.evaluate(values), target.end.evaluate(values)))
+        spans.append(_bound(target, lanes, {"len": length, "k": width}))
     draft = step.span("reserve", DRAFT)
-    if draft is not None and filled is not None:
+    if draft is not None and filled is not None and np.count_nonzero(width):
         chosen = np.flatnonzero(width)
-        if chosen.size:
-            some = {"len": length[chosen], "k": width[chosen], "filled": filled[chosen]}
-            spans.append(_bound(DRAFT, lanes[chosen], draft.begin.evaluate(some), draft.end.evaluate(some)))
-    return Binding(step, epoch, tuple(sequences), frozen(lanes), frozen(length), frozen(width), tuple(spans))
+        some = {"len": length[chosen], "k": width[chosen], "filled": filled[chosen]}
+        spans.append(_bound(draft, frozen(lanes[chosen]), some))
+    return Binding(step, epoch, tuple(sequences), lanes, length, width, tuple(spans))
 
 
 def bind_prefill(
@@ -114,17 +113,18 @@ def bind_prefill(
 ) -> Binding:
     """Bind a prefill step of one sequence: `chunk` rows from position `begin` of `known` tokens."""
     reserve = step.span("reserve", role)
-    values = {"begin": np.array([begin]), "chunk": np.array([chunk])}
-    lanes = np.array([lane])
-    spans = (
-        () if reserve is None else (_bound(role, lanes, reserve.begin.evaluate(values), reserve.end.evaluate(values)),)
-    )
-    zero = frozen(np.zeros(1, np.int64))
-    return Binding(step, epoch, (sequence,), frozen(lanes), frozen(np.array([known])), zero, spans)
+    lanes = frozen([lane])
+    values = {"begin": frozen([begin]), "chunk": frozen([chunk])}
+    spans = () if reserve is None else (_bound(reserve, lanes, values),)
+    return Binding(step, epoch, (sequence,), lanes, frozen([known]), frozen([0]), spans)
 
 
-def _bound(role: str, lanes: Ints, begin: Any, end: Any) -> BoundSpan:
-    return BoundSpan(role, frozen(lanes), frozen(begin), frozen(end))
+def _bound(span: Span, lanes: Ints, values: Mapping[str, Ints]) -> BoundSpan:
+    """`span` with its expressions evaluated; `lanes` are read-only already."""
+    begin, end = span.begin.evaluate(values), span.end.evaluate(values)
+    begin.setflags(write=False)
+    end.setflags(write=False)
+    return BoundSpan(span.role, lanes, begin, end)
 
 
 def show_binding(binding: Binding, kept: Mapping[int, int] | None = None) -> str:

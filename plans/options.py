@@ -33,7 +33,7 @@ def parse_preference(choice: BackendChoice | Preference) -> Preference:
         items = list(choice.items())
     elif not isinstance(choice, Sequence):
         raise OptionError(f"backend must be a name, a list of names, or either of them per op; is {choice!r}")
-    elif all(isinstance(entry, tuple) and len(entry) == 2 for entry in choice):
+    elif choice and all(isinstance(entry, tuple) and len(entry) == 2 for entry in choice):
         items = [(str(entry[0]), entry[1]) for entry in choice]
     else:
         items = [(ANY_OP, choice)]

@@ -7,13 +7,21 @@ are a few array operations, microseconds for a batch, and always on.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 from slotwise.core.errors import VerificationError
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.pages import SCRATCH_PAGE
 from slotwise.plans.binding import Binding, BoundSpan
 from slotwise.plans.program import DRAFT, TARGET
 from slotwise.plans.rows import FilledRows, Ints32, RowInputs
+
+
+def some(wrong: npt.NDArray[Any]) -> bool:
+    """Whether anything in `wrong` is true; counting is the cheapest way that numpy has to ask."""
+    return np.count_nonzero(wrong) > 0
 
 
 def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
@@ -25,7 +33,7 @@ def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
     if binding.epoch != epoch:
         raise VerificationError("epoch", f"the binding is of step {binding.epoch}, the engine is at step {epoch}")
     lanes = binding.lanes
-    if lanes.size > 1 and np.unique(lanes).size != lanes.size:
+    if lanes.size > 1 and len(set(lanes.tolist())) != lanes.size:
         raise VerificationError("lanes", f"step {epoch}: a lane is bound twice: {lanes.tolist()}")
     roles = [span.role for span in binding.spans]
     if len(set(roles)) != len(roles) or any(role not in ledger for role in roles):
@@ -38,13 +46,13 @@ def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
         _verify_prefill(binding)
         return
     target = binding.span(TARGET)
-    if target is None or target.lanes.size != lanes.size or (target.lanes != lanes).any():
+    if target is None or target.lanes.size != lanes.size or some(target.lanes != lanes):
         raise VerificationError("lanes", f"step {epoch}: the target's span is not over the bound lanes")
-    if (binding.width < 0).any() or (target.end - target.begin != binding.width + 1).any():
+    if some((binding.width < 0) | (target.end - target.begin != binding.width + 1)):
         raise VerificationError(
             "width", f"step {epoch}: {_show(target)} must have k + 1 slots a sequence, k is {binding.width.tolist()}"
         )
-    if (target.begin != binding.length - 1).any():
+    if some(target.begin != binding.length - 1):
         raise VerificationError(
             "watermark",
             f"step {epoch}: {_show(target)} must begin at the pending token, lengths are {binding.length.tolist()}",
@@ -56,9 +64,9 @@ def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
                 "width", f"step {epoch}: k is {binding.width.tolist()}, but no draft slots are bound"
             )
     else:
-        if drafting.lanes.size != wide.size or (drafting.lanes != lanes[wide]).any():
+        if drafting.lanes.size != wide.size or some(drafting.lanes != lanes[wide]):
             raise VerificationError("width", f"step {epoch}: {_show(drafting)} must be over the sequences with k > 0")
-        if (drafting.end != binding.length[wide] + binding.width[wide] - 1).any():
+        if some(drafting.end != binding.length[wide] + binding.width[wide] - 1):
             raise VerificationError(
                 "width",
                 f"step {epoch}: {_show(drafting)} must end one before the last draft, k is "
@@ -69,9 +77,9 @@ def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:
 def _verify_prefill(binding: Binding) -> None:
     """A chunk is one sequence's, of tokens that it knows."""
     for span in binding.spans:
-        if span.lanes.size != binding.lanes.size or (span.lanes != binding.lanes).any():
+        if span.lanes.size != binding.lanes.size or some(span.lanes != binding.lanes):
             raise VerificationError("lanes", f"step {binding.epoch}: {_show(span)} is not over the bound lanes")
-        if (span.end > binding.length).any():
+        if some(span.end > binding.length):
             raise VerificationError(
                 "known", f"step {binding.epoch}: {_show(span)} goes past the {binding.length.tolist()} known tokens"
             )
@@ -79,21 +87,21 @@ def _verify_prefill(binding: Binding) -> None:
 
 def _verify_span(binding: Binding, span: BoundSpan, ledger: RoleLedger) -> None:
     lanes, epoch = span.lanes, binding.epoch
-    if (lanes < 0).any() or (lanes >= ledger.is_open.size).any() or not ledger.is_open[lanes].all():
+    if some((lanes < 0) | (lanes >= ledger.is_open.size)) or some(~ledger.is_open[lanes]):
         raise VerificationError("lanes", f"step {epoch}: {_show(span)} has a lane that is not open")
-    if (span.begin >= span.end).any() or (span.begin != ledger.committed[lanes]).any():
+    if some((span.begin >= span.end) | (span.begin != ledger.committed[lanes])):
         raise VerificationError(
             "watermark",
             f"step {epoch}: {_show(span)} must begin at the committed marks "
             f"{ledger.committed[lanes].tolist()} and not be empty",
         )
-    if (span.end != ledger.reserved[lanes]).any():
+    if some(span.end != ledger.reserved[lanes]):
         raise VerificationError(
             "reserved", f"step {epoch}: {_show(span)} is not what is reserved, up to {ledger.reserved[lanes].tolist()}"
         )
-    if (span.end > ledger.capacity).any():
+    if some(span.end > ledger.capacity):
         raise VerificationError("capacity", f"step {epoch}: {_show(span)} goes past the capacity {ledger.capacity}")
-    if (span.end > ledger.page_count[lanes] * ledger.page_size).any():
+    if some(span.end > ledger.page_count[lanes] * ledger.page_size):
         raise VerificationError(
             "pages",
             f"step {epoch}: {_show(span)} goes past the owned pages, {ledger.page_count[lanes].tolist()} of "
@@ -110,11 +118,11 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
     rows, n = filled.rows, filled.lanes.size
     size, pool = ledger.page_size, ledger.pool
     starts = inputs.row_start
-    if rows > inputs.rows or starts[0] != 0 or (starts[1 : n + 1] <= starts[:n]).any() or starts[n] != rows:
+    if rows > inputs.rows or starts[0] != 0 or some(starts[1 : n + 1] <= starts[:n]) or starts[n] != rows:
         raise VerificationError("row order", f"{filled.role}: row_start {starts.tolist()} does not cover {rows} rows")
     count = np.diff(starts[: n + 1])
     begin, end = inputs.kv_len[:n] - count, inputs.kv_len[:n]
-    if (begin != filled.begin).any() or (end != filled.end).any() or (end > ledger.reserved[filled.lanes]).any():
+    if some((begin != filled.begin) | (end != filled.end) | (end > ledger.reserved[filled.lanes])):
         raise VerificationError(
             "kv length",
             f"{filled.role}: kv_len {end.tolist()} with {count.tolist()} rows is not the planned span "
@@ -122,7 +130,7 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
             f"{ledger.reserved[filled.lanes].tolist()}",
         )
     written, committed = ledger.written[filled.lanes], ledger.committed[filled.lanes]
-    if (begin > written).any() or (begin < committed).any():
+    if some((begin > written) | (begin < committed)):
         raise VerificationError(
             "kv length",
             f"{filled.role}: rows from positions {begin.tolist()} must follow what is written, up to "
@@ -131,19 +139,19 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
     position = inputs.positions[:rows]
     lane = filled.lanes if rows == n else np.repeat(filled.lanes, count)
     expected = begin if rows == n else np.arange(rows) + np.repeat(begin - starts[:n], count)
-    if (position != expected).any():
+    if some(position != expected):
         raise VerificationError(
             "row order", f"{filled.role}: positions {position.tolist()}, expected {expected.tolist()}"
         )
     page = inputs.slots[:rows] // size
-    if (page < 0).any() or (page > pool.total).any():
+    if some((page < 0) | (page > pool.total)):
         raise VerificationError(
             "slots", f"{filled.role}: slots {inputs.slots[:rows].tolist()} are not all in the {pool.total} pages"
         )
     offset = inputs.slots[:rows] - page * size
-    own = pool.owner[page] == lane
-    if not own.all() or (pool.ordinal[page] * size + offset != position).any():
-        bad = int(np.flatnonzero(~own | (pool.ordinal[page] * size + offset != position))[0])
+    wrong = (pool.owner[page] != lane) | (pool.ordinal[page] * size + offset != position)
+    if some(wrong):
+        bad = int(np.flatnonzero(wrong)[0])
         raise VerificationError(
             "slots",
             f"{filled.role}: row {bad} of lane {lane[bad]} at position {position[bad]} would write slot "
@@ -151,7 +159,7 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
             f"{pool.ordinal[page[bad]]} of its sequence)",
         )
     _verify_page_table(inputs, filled, ledger, end)
-    if (inputs.slots[rows:] // size != SCRATCH_PAGE).any() or (starts[n:] != rows).any() or inputs.kv_len[n:].any():
+    if some(inputs.slots[rows:] // size != SCRATCH_PAGE) or some(starts[n:] != rows) or some(inputs.kv_len[n:]):
         raise VerificationError("padding", f"{filled.role}: padded rows must use the scratch slot and read nothing")
     ledger.written[filled.lanes] = np.maximum(written, end)
 
@@ -163,14 +171,14 @@ def _verify_page_table(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger
     table = inputs.page_table[:n, :columns]
     read = np.arange(columns) < needed[:, None]
     held = (table != SCRATCH_PAGE) & (table == ledger.page_table[filled.lanes, :columns])
-    if (read & ~held).any():
+    if some(read & ~held):
         bad = int(np.flatnonzero((read & ~held).any(axis=1))[0])
         raise VerificationError(
             "page table",
             f"{filled.role}: lane {filled.lanes[bad]} would read pages {table[bad].tolist()}, it holds "
             f"{ledger.page_table[filled.lanes[bad], :columns].tolist()}",
         )
-    if (inputs.page_table[n:, :columns] != SCRATCH_PAGE).any():
+    if some(inputs.page_table[n:, :columns] != SCRATCH_PAGE):
         raise VerificationError("padding", f"{filled.role}: padded rows of the page table must be the scratch page")
 
 
