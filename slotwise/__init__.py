@@ -10,6 +10,7 @@ from slotwise.engine.request import Chunk, Completion, Stats, TokenLogprobs
 from slotwise.engine.sampling import Sampling
 from slotwise.llm import LLM
 from slotwise.plans.plan import Plan
+from slotwise.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "Sampling",
     "SlotwiseError",
     "Stats",
+    "Stream",
     "TokenLogprobs",
     "__version__",
 ]

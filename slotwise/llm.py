@@ -7,8 +7,8 @@ way at once, in one thread or several: they share the engine's steps.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -18,26 +18,25 @@ from slotwise.core.errors import CheckpointError, OptionError, RequestError, Slo
 from slotwise.core.specs import DType
 from slotwise.engine.detokenize import TokenPieces
 from slotwise.engine.engine import Engine
-from slotwise.engine.request import Chunk, Completion, Request, Stats
+from slotwise.engine.request import Completion, Request, Stats
 from slotwise.engine.sampling import Sampling
-from slotwise.engine.score import score
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.models.chat_template import ChatTemplate
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
-from slotwise.models.tokenizer import Tokenizer, vocabulary_mismatch
-from slotwise.plans.compile import Identity, Observer, compile_plan
-from slotwise.plans.options import BackendChoice, PlanOptions
+from slotwise.models.tokenizer import Tokenizer
+from slotwise.planning import check_path, check_saved, compile_for, load_draft, plan_model, settle_options
+from slotwise.plans.compile import Observer
+from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
-from slotwise.plans.presets import apply_preset
 from slotwise.plans.program import DRAFT, TARGET
 from slotwise.progress import progress_for
+from slotwise.sharing import SharedEngine
+from slotwise.stream import Stream
 
 Prompt = str | Sequence[int]
 Samplings = Sampling | Sequence[Sampling] | None
 Messages = Sequence[Mapping[str, object]]
-
-NGRAM = "ngram"
 
 
 class LLM:
@@ -49,6 +48,8 @@ class LLM:
     `page_size` the slots of a page; `pages` the pages of each role's pool; `max_sequences` how many run at once;
     `speculate` the greatest draft width; `acceptance` `"coupled"` (the output does not depend on the drafter) or
     `"rejection"`; `dtype` what to compute in (default: the checkpoint's). A `preset` gives values for those left out.
+    `plan`, a saved plan or its file, stands for all of these: its options are taken, and any difference between it and
+    what this version makes of these checkpoints is an error.
     `threads` sets PyTorch's threads for the whole process (default: PyTorch's own choice; 1 is best for tiny models).
     `progress` shows bars for long work; by default on a terminal only.
 
@@ -73,6 +74,7 @@ class LLM:
         share_prefixes: bool | None = None,
         dtype: str | DType | None = None,
         preset: str | Path | None = None,
+        plan: Plan | str | Path | None = None,
         threads: int | None = None,
         progress: bool | None = None,
     ) -> None:
@@ -93,39 +95,54 @@ class LLM:
             "share_prefixes": share_prefixes,
             "dtype": dtype,
         }
-        self._options = settle_options(preset, {name: value for name, value in given.items() if value is not None})
-        self._model = load_model(model, self._options.dtype)
+        given = {name: value for name, value in given.items() if value is not None}
+        check_path("model", model, "a checkpoint folder")
+        if plan is not None and not isinstance(plan, Plan):
+            check_path("plan", plan, "a Plan or the path of a plan file")
+            plan = Plan.load(plan)
+        saved = plan
+        if saved is None:
+            options = settle_options(preset, given)
+            self._named = {"draft": draft, "preset": preset, **given}
+        else:
+            if given or preset is not None:
+                names = ", ".join([*given, *(["preset"] if preset is not None else [])])
+                raise OptionError(f"a saved plan has its options in it; leave out {names}, or leave out plan")
+            options = saved.options
+            self._named = {"draft": draft, **vars(options)}
+        loaded = load_model(model, options.dtype)
+        self._folder = loaded.checkpoint.folder
         self.tokenizer = Tokenizer.load(model)
         self._defaults = GenerationDefaults.load(model)
         self._template = ChatTemplate.load(model)
-        self._draft = load_draft(draft, self.tokenizer, self._options.dtype)
-        self._plan = compile_for(self._model, self._draft, self._options)
-        self._lock = threading.RLock()
-        weights = {TARGET: self._model.weights}
-        if isinstance(self._draft, LoadedModel):
-            weights[DRAFT] = self._draft.weights
+        drafter = load_draft(draft, self.tokenizer, options.dtype)
+        if saved is not None:
+            check_saved(saved, loaded, drafter)
+        self._plan = saved or compile_for(loaded, drafter, options)
+        weights = {TARGET: loaded.weights}
+        if isinstance(drafter, LoadedModel):
+            weights[DRAFT] = drafter.weights
         with progress_for(progress) as report:
-            self._engine = Engine(
+            engine = Engine(
                 self._plan,
                 weights,
                 pieces=TokenPieces(self.tokenizer.backend),
                 eos_ids=self._defaults.eos_token_ids or self.tokenizer.eos_ids,
                 progress=report,
             )
-        self._shows_progress = progress
+        self._engine = SharedEngine(engine)
+        self._progress = progress
 
     # Generating
 
+    # A text is also a sequence of texts; the first form that fits is meant.
     @overload
-    def generate(self, prompts: str, sampling: Sampling | None = None) -> Completion: ...
+    def generate(  # type: ignore[overload-overlap]
+        self, prompts: Prompt, sampling: Sampling | None = None
+    ) -> Completion: ...
 
     @overload
-    def generate(self, prompts: Sequence[int], sampling: Sampling | None = None) -> Completion: ...
-
-    @overload
-    def generate(
-        self, prompts: Sequence[str] | Sequence[Sequence[int]], sampling: Samplings = None
-    ) -> list[Completion]: ...
+    def generate(self, prompts: Sequence[Prompt], sampling: Samplings = None) -> list[Completion]: ...
 
     def generate(self, prompts: Any, sampling: Samplings = None) -> Completion | list[Completion]:
         """Complete one prompt (text or token ids) or several; several run together and come back in order.
@@ -134,33 +151,38 @@ class LLM:
         A single prompt that cannot be served raises its error; among several it comes back as a completion with
         `finish_reason` `error`, and the others are not touched.
         """
-        single = _is_single(prompts)
-        asked: list[Prompt] = [prompts] if single else list(prompts)
-        samplings = self._samplings(sampling, len(asked))
+        prompts = _unpacked(prompts, "prompts must be text, a list of token ids, or a list of either")
+        single = isinstance(prompts, str) or (bool(prompts) and not any(map(_is_prompt, prompts)))
+        asked = [prompts] if single else list(prompts)
         started: list[Running | Completion] = []
         try:
-            with self._lock:
-                for prompt, each in zip(asked, samplings, strict=True):
-                    started.append(self._start(prompt, each, single))
-            with progress_for(self._shows_progress) as report:
-                self._run(started, report)
+            for prompt, each in zip(asked, self._samplings(sampling, len(asked)), strict=True):
+                try:
+                    started.append(self._engine.add(self._request(prompt, each)))
+                except SlotwiseError as error:
+                    if single:
+                        raise
+                    started.append(_refused(error, each))
+            running = [entry for entry in started if isinstance(entry, Running)]
+            with progress_for(self._progress) as report:
+                for sequence in running:
+                    while sequence.state != "done":
+                        self._engine.step(sequence, report)
         finally:
-            self._cancel(started)
+            self._engine.cancel(entry for entry in started if isinstance(entry, Running))
         found = [entry if isinstance(entry, Completion) else entry.completion() for entry in started]
         if single and found[0].error is not None:
             raise found[0].error
         return found[0] if single else found
 
-    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
         """Complete one prompt piece by piece: whole characters, as soon as they are certain.
 
-        The last chunk has the `completion`. Closing the iterator early cancels the request. Raises the request's error,
-        at once when it cannot be served, else where it happens.
+        The last chunk has the `completion`. Closing or dropping the stream early cancels the request. Raises the
+        request's error, at once when it cannot be served, else where it happens.
         """
         (each,) = self._samplings(sampling, 1)
-        with self._lock:
-            sequence = self._engine.add(self._request(prompt, each))
-        return self._stream(sequence)
+        return Stream(self._engine, self._engine.add(self._request(prompt, each)), self._progress)
 
     def chat(self, messages: Messages, sampling: Sampling | None = None, **template: Any) -> Completion:
         """Complete a conversation: `messages` are mappings with `role` and `content`, rendered by the chat template.
@@ -170,7 +192,7 @@ class LLM:
         """
         return self.generate(self.chat_prompt(messages, **template), sampling)
 
-    def stream_chat(self, messages: Messages, sampling: Sampling | None = None, **template: Any) -> Iterator[Chunk]:
+    def stream_chat(self, messages: Messages, sampling: Sampling | None = None, **template: Any) -> Stream:
         """`chat`, piece by piece."""
         return self.stream(self.chat_prompt(messages, **template), sampling)
 
@@ -180,24 +202,22 @@ class LLM:
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The model's logits after each of `token_ids`, float32 [T, V]: the very bits that generation sees."""
-        with self._lock:
-            return score(self._engine, list(token_ids))
+        return self._engine.score(_token_ids(_unpacked(token_ids, "token_ids must be a list of token ids")))
 
     # Looking
 
     def plan(self, *, observe: Observer | None = None, **changes: Any) -> Plan:
-        """The plan that this model runs; with `changes` (any option of the constructor), what it would be with them.
+        """The plan that this model runs; with `changes` (`draft`, `preset`, any plan option), what it would be.
 
         `observe(pass name, program, graph)` is called after every pass.
         """
         if not changes and observe is None:
             return self._plan
-        return compile_for(self._model, self._draft, self._options.with_changes(**changes), observe)
+        return plan_model(self._folder, observe=observe, **{**self._named, **changes})
 
     def ledger(self, steps: int = 3) -> str:
         """The last decode steps with their numbers, and the slot ledger as it is now."""
-        with self._lock:
-            return self._engine.show_history(steps)
+        return self._engine.show_history(steps)
 
     @property
     def default_sampling(self) -> Sampling:
@@ -212,7 +232,12 @@ class LLM:
             "min_p": defaults.min_p,
             "repetition_penalty": defaults.repetition_penalty,
         }
-        return Sampling(**cast("dict[str, Any]", {name: v for name, v in values.items() if v is not None}))
+        try:
+            return Sampling(**cast("dict[str, Any]", {name: v for name, v in values.items() if v is not None}))
+        except OptionError as error:
+            raise CheckpointError(
+                f"{self._folder / 'generation_config.json'}: {error}; correct the file, or give a Sampling"
+            ) from error
 
     # Parts
 
@@ -221,119 +246,49 @@ class LLM:
             sampling = self.default_sampling
         if isinstance(sampling, Sampling):
             return [sampling] * count
-        found = list(sampling)
-        if len(found) != count or not all(isinstance(each, Sampling) for each in found):
-            raise OptionError(
-                f"sampling must be one Sampling or a list of one for each of {count} prompts, is {sampling!r}"
-            )
+        found = list(sampling) if isinstance(sampling, Sequence) else [sampling]
+        for each in found:
+            if not isinstance(each, Sampling):
+                raise OptionError(f"sampling must be a slotwise.Sampling or a list of them, found {each!r:.80}")
+        if len(found) != count:
+            raise OptionError(f"there are {len(found)} samplings for {count} prompts; give one, or one for each prompt")
         return found
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
-        if isinstance(prompt, str):
-            return Request(tuple(self.tokenizer.encode(prompt)), sampling)
-        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Sequence):
-            raise RequestError(f"a prompt must be text or a list of token ids, is a {type(prompt).__name__}")
-        wrong = next((token for token in prompt if isinstance(token, bool) or not isinstance(token, int)), None)
-        if wrong is not None:
-            raise RequestError(f"a prompt of token ids must hold integers only, found {wrong!r}")
-        return Request(tuple(prompt), sampling)
+        prompt = _unpacked(prompt, "a prompt must be text or a list of token ids")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
+        return Request(tuple(ids), sampling)
 
-    def _start(self, prompt: Prompt, sampling: Sampling, single: bool) -> Running | Completion:
+
+def _unpacked(value: Any, expected: str) -> Any:
+    """`value`, as Python's own numbers and lists where it is a tensor or an array; refuses what is no sequence."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Sequence):
+        raise RequestError(f"{expected}, found a {type(value).__name__}")
+    return value
+
+
+def _is_prompt(entry: object) -> bool:
+    """Whether an entry of a list is a prompt of its own, rather than a token id."""
+    return isinstance(entry, Sequence) or getattr(entry, "ndim", 0) == 1
+
+
+def _token_ids(values: Sequence[Any]) -> list[int]:
+    """Python's own integers of anything integral; a number that is not whole, a truth value or text is refused."""
+    found = []
+    for place, value in enumerate(values):
+        plain = value.tolist() if hasattr(value, "tolist") else value
         try:
-            return self._engine.add(self._request(prompt, sampling))
-        except SlotwiseError as error:
-            if single:
-                raise
-            return _refused(error, sampling)
-
-    def _run(self, started: list[Running | Completion], report: Any) -> None:
-        running = [entry for entry in started if isinstance(entry, Running)]
-        while any(sequence.state != "done" for sequence in running):
-            with self._lock:
-                self._engine.step()
-                if report is not None:
-                    report("prompts", *self._engine.prefill_progress())
-
-    def _stream(self, sequence: Running) -> Iterator[Chunk]:
-        try:
-            while True:
-                with self._lock:
-                    if sequence.state != "done":
-                        self._engine.step()
-                    chunk = sequence.take_chunk()
-                if chunk is None:
-                    continue
-                if chunk.completion is not None and chunk.completion.error is not None:
-                    raise chunk.completion.error
-                yield chunk
-                if chunk.completion is not None:
-                    return
-        finally:
-            self._cancel([sequence])
-
-    def _cancel(self, started: Sequence[Running | Completion]) -> None:
-        with self._lock:
-            for entry in started:
-                if isinstance(entry, Running):
-                    self._engine.cancel(entry)
-
-
-def _is_single(prompts: object) -> bool:
-    """Whether `prompts` is one prompt: text, or a list of integers."""
-    if isinstance(prompts, str):
-        return True
-    if isinstance(prompts, (bytes, Mapping)) or not isinstance(prompts, Sequence):
-        raise RequestError(f"prompts must be text, token ids, or a list of either, is a {type(prompts).__name__}")
-    return bool(prompts) and all(isinstance(entry, int) for entry in prompts)
+            found.append(operator.index(plain))
+        except TypeError:
+            plain = True
+        if isinstance(plain, bool):
+            raise RequestError(f"token ids must be integers, found {value!r:.80} at place {place}")
+    return found
 
 
 def _refused(error: SlotwiseError, sampling: Sampling) -> Completion:
     """The completion of a request that could not be served."""
     stats = Stats(0, 0, sampling.max_new_tokens, 0, sampling.seed or 0, 0, 0, 0, 0, 0, 0.0, 0.0, {})
     return Completion("", (), "error", None, stats, error)
-
-
-def settle_options(preset: str | Path | None, given: Mapping[str, Any]) -> PlanOptions:
-    """The preset's options, or the defaults, with those that were given in place."""
-    options = PlanOptions() if preset is None else apply_preset(PlanOptions(), preset)
-    return options.with_changes(**given)
-
-
-def load_draft(draft: str | Path | None, tokenizer: Tokenizer, dtype: DType | None) -> LoadedModel | str | None:
-    """The drafter that `draft` names; raises CheckpointError when a draft model has another vocabulary."""
-    if draft is None or draft == NGRAM:
-        return None if draft is None else NGRAM
-    loaded = load_model(draft, dtype)
-    mismatch = vocabulary_mismatch(tokenizer, Tokenizer.load(draft))
-    if mismatch is not None:
-        raise CheckpointError(
-            f"the draft model {draft} does not have the target's vocabulary: {mismatch}; use a draft that was made for "
-            "this model, or draft='ngram'"
-        )
-    return loaded
-
-
-def compile_for(
-    model: LoadedModel, draft: LoadedModel | str | None, options: PlanOptions, observe: Observer | None = None
-) -> Plan:
-    """The plan of loaded models, with their names and fingerprints in it."""
-    identities = {TARGET: Identity(model.spec.name, model.checkpoint.fingerprint())}
-    if isinstance(draft, LoadedModel):
-        identities[DRAFT] = Identity(draft.spec.name, draft.checkpoint.fingerprint())
-    drafter = draft.spec if isinstance(draft, LoadedModel) else draft
-    return compile_plan(model.spec, draft=drafter, options=options, identities=identities, observe=observe)
-
-
-def plan_model(
-    model: str | Path,
-    *,
-    draft: str | Path | None = None,
-    preset: str | Path | None = None,
-    observe: Observer | None = None,
-    **options: Any,
-) -> Plan:
-    """The plan of a checkpoint folder, from its config and headers alone: no weight is read."""
-    settled = settle_options(preset, options)
-    loaded = load_model(model, settled.dtype)
-    drafter = None if draft is None else load_draft(draft, Tokenizer.load(model), settled.dtype)
-    return compile_for(loaded, drafter, settled, observe)

@@ -1,7 +1,7 @@
 """Progress bars for long work.
 
 What always holds: they go to the error stream, only to a terminal unless asked for, and only once the work has taken a
-moment; what is piped or quick shows nothing.
+moment; what is piped or quick shows nothing, and a bar that was shown is gone when the work ends.
 """
 
 from __future__ import annotations
@@ -27,16 +27,34 @@ def progress_for(wanted: bool | None) -> Iterator[Report | None]:
     if wanted is False or (wanted is None and not sys.stderr.isatty()):
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-        started = time.monotonic()
+    bars = Bars()
+    try:
+        yield bars.report
+    finally:
+        bars.end()
 
-        def report(what: str, done: int, total: int) -> None:
-            if time.monotonic() - started < PATIENCE or not total:
-                return
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total, visible=done < total)
 
-        yield report
+class Bars:
+    """One bar for each kind of work reported; the terminal is not touched before the first."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._tasks: dict[str, TaskID] = {}
+        self._shown: Progress | None = None
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Say how far `what` is; see `Report`."""
+        if time.monotonic() - self._started < PATIENCE or not total:
+            return
+        if self._shown is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+            self._shown = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+            self._shown.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._shown.add_task(what, total=total)
+        self._shown.update(self._tasks[what], completed=done, total=total, visible=done < total)
+
+    def end(self) -> None:
+        """Take the bars away."""
+        if self._shown is not None:
+            self._shown.stop()

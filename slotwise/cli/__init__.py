@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import pkgutil
 import sys
@@ -34,11 +35,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what this terminal's encoding lacks
     parsed = build_parser().parse_args(arguments)
     try:
+        return _run(parsed)
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing is wrong, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    try:
         code: int = parsed.run(parsed)
-        sys.stdout.flush()
-        return code
     except SlotwiseError as error:
         sys.stdout.flush()
         print(f"slotwise {parsed.command}: error: {error}", file=sys.stderr)
@@ -46,7 +56,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader has gone (`| head`): nothing is wrong, and nothing more can be written.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    sys.stdout.flush()
+    return code

@@ -12,6 +12,7 @@ from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import Sampling
 from slotwise.llm import LLM
 from slotwise.plans.options import ACCEPTANCE_RULES, BackendChoice
+from slotwise.plans.presets import preset_names
 
 PLAN_OPTIONS = (
     "draft",
@@ -47,11 +48,13 @@ SAMPLING_OPTIONS = (
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to plan it."""
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face checkpoint folder")
-    add_plan_options(parser)
+    group = add_plan_options(parser)
+    group.add_argument("--plan", metavar="F", help="run exactly this saved plan, which has the options above in it")
+    group.add_argument("--threads", type=int, metavar="N", help="PyTorch's threads (1 is best for tiny models)")
 
 
-def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """How to plan a model."""
+def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """How to plan a model; returns the group of these options."""
     group = parser.add_argument_group("plan")
     group.add_argument("--draft", metavar="D", help="a draft model's folder, or 'ngram'")
     group.add_argument("--backend", metavar="B", help="backends in order (a,b), or per op (*=a,attention=b)")
@@ -59,32 +62,39 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--page-size", type=int, metavar="N", help="slots of a page")
     group.add_argument("--pages", type=int, metavar="N", help="pages of each role's pool")
     group.add_argument("--max-sequences", type=int, metavar="N", help="sequences that run at once")
-    group.add_argument("--speculate", type=int, metavar="K", help="greatest draft width")
+    group.add_argument("--speculate", type=int, metavar="K", help="most tokens drafted a step; 0 for none")
     group.add_argument("--acceptance", choices=ACCEPTANCE_RULES, help="which drafts become tokens")
     group.add_argument(
         "--no-adaptive", dest="adaptive", action="store_false", default=None, help="always draft K tokens"
     )
     group.add_argument("--prefill-chunk", type=int, metavar="N", help="most prompt tokens of one prefill call")
     group.add_argument("--dtype", metavar="T", help="what to compute in: float32, bfloat16, float16")
-    group.add_argument("--threads", type=int, metavar="N", help="PyTorch's threads (1 is best for tiny models)")
-    group.add_argument("--preset", metavar="P", help="a preset's name, or a TOML file")
+    group.add_argument("--preset", metavar="P", help=f"a TOML file, or one of {', '.join(preset_names())}")
+    return group
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How to sample; what is left out follows the checkpoint's generation_config."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--max-new-tokens", type=int, metavar="N")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
-    group.add_argument("--top-k", type=int, metavar="K")
-    group.add_argument("--top-p", type=float, metavar="P")
-    group.add_argument("--min-p", type=float, metavar="P")
-    group.add_argument("--repetition-penalty", type=float, metavar="R")
-    group.add_argument("--frequency-penalty", type=float, metavar="F")
-    group.add_argument("--presence-penalty", type=float, metavar="F")
+    default = Sampling()
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"most tokens to generate (default {default.max_new_tokens})"
+    )
+    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
+    group.add_argument("--top-k", type=int, metavar="K", help="choose among the K most likely tokens; 0 for all")
+    group.add_argument("--top-p", type=float, metavar="P", help="choose among the fewest tokens that reach P together")
+    group.add_argument(
+        "--min-p", type=float, metavar="P", help="leave out tokens less than P times as likely as the best"
+    )
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1, discourage what was said before")
+    group.add_argument("--frequency-penalty", type=float, metavar="F", help="lower a token each time it comes")
+    group.add_argument("--presence-penalty", type=float, metavar="F", help="lower a token once it has come")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text (may be repeated)")
-    group.add_argument("--stop-token-ids", type=int, nargs="+", metavar="ID")
+    group.add_argument(
+        "--stop-token-ids", type=int, nargs="+", metavar="ID", help="end after one of these, beside the model's own"
+    )
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end-of-text token")
-    group.add_argument("--seed", type=int, metavar="S")
+    group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
     group.add_argument(
         "--logprobs", type=int, metavar="N", help="report log-probabilities, with the N likeliest tokens"
     )
@@ -92,7 +102,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def load(parsed: argparse.Namespace) -> LLM:
     """The model that the options describe."""
-    return LLM(parsed.model, threads=parsed.threads, **plan_values(parsed))
+    return LLM(parsed.model, plan=parsed.plan, threads=parsed.threads, **plan_values(parsed))
 
 
 def plan_values(parsed: argparse.Namespace) -> dict[str, Any]:

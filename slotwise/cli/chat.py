@@ -7,13 +7,17 @@ ends the conversation.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from typing import Any
 
 from slotwise.cli._options import add_model_options, add_sampling_options, load, sampling_of
-from slotwise.cli.generate import stats_line
-from slotwise.core.errors import RequestError, SlotwiseError
+from slotwise.cli.generate import report
+from slotwise.core.errors import SlotwiseError, nearest
+from slotwise.engine.sampling import Sampling
+from slotwise.llm import LLM
 
+COMMANDS = ("/reset", "/quit")
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."
 
 
@@ -34,43 +38,52 @@ def run(parsed: argparse.Namespace) -> int:
     opening = [{"role": "system", "content": parsed.system}] if parsed.system else []
     # A checkpoint without a template is refused before anyone types.
     llm.chat_prompt([*opening, {"role": "user", "content": "?"}])
-    messages = list(opening)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     interactive = sys.stdin.isatty()
     if interactive:
         print(HELP, file=sys.stderr)
-    while True:
-        if interactive:
-            print("> ", end="", flush=True)
-        line = sys.stdin.readline()
-        if not line or line.strip() == "/quit":
-            return 0
-        if line.strip() == "/reset":
+    messages = list(opening)
+    while (line := _read_line(interactive)) is not None:
+        if line == "/reset":
             messages = list(opening)
-        elif line.strip():
-            messages.append({"role": "user", "content": line.rstrip("\n")})
+        elif line.startswith("/"):
+            print(f"{line.split()[0]} is not a command{nearest(line, COMMANDS)}. {HELP}", file=sys.stderr)
+        elif line:
+            messages.append({"role": "user", "content": line})
             answer = _answer(llm, messages, sampling, parsed.stats)
             if answer is None:
                 messages.pop()
             else:
                 messages.append({"role": "assistant", "content": answer})
+    return 0
 
 
-def _answer(llm: Any, messages: list[dict[str, str]], sampling: Any, with_stats: bool) -> str | None:
+def _read_line(interactive: bool) -> str | None:
+    """What the user says; None at the end."""
+    if interactive:
+        print("> ", end="", flush=True)
+    line = sys.stdin.readline()
+    if not line and interactive:
+        print()
+    return line.strip() if line and line.strip() != "/quit" else None
+
+
+def _answer(llm: LLM, messages: list[dict[str, str]], sampling: Sampling, with_stats: bool) -> str | None:
     """Stream one answer; None when it failed."""
     parts: list[str] = []
     try:
-        for chunk in llm.stream_chat(messages, sampling):
-            parts.append(chunk.text)
-            print(chunk.text, end="", flush=True)
-            if chunk.completion is not None and with_stats:
-                print(f"\n{stats_line(chunk.completion)}", end="", file=sys.stderr)
-        print(flush=True)
+        with llm.stream_chat(messages, sampling) as stream:
+            for chunk in stream:
+                parts.append(chunk.text)
+                print(chunk.text, end="", flush=True)
+                if chunk.completion is not None:
+                    print(flush=True)
+                    report(chunk.completion, with_stats)
     except KeyboardInterrupt:
         print(" [stopped]", flush=True)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return None
     except SlotwiseError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        print("\n" if parts else "", end="", flush=True)
+        print(f"error: {error}; /reset begins anew", file=sys.stderr)
         return None
     return "".join(parts)

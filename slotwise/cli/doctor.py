@@ -9,6 +9,7 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import shutil
 import sys
 from typing import Any
 
@@ -19,14 +20,14 @@ from slotwise.core.backend import backend_names, load_backend
 from slotwise.core.errors import SlotwiseError
 
 PACKAGES = (
-    # package, what it is for, the command that installs it
-    ("torch", "the reference backend", "pip install torch"),
-    ("safetensors", "checkpoints", "pip install safetensors"),
-    ("tokenizers", "tokenizers", "pip install tokenizers"),
-    ("jinja2", "chat templates", "pip install jinja2"),
-    ("numba", "the CPU kernels", "pip install 'slotwise[numba]'"),
-    ("triton", "the Triton kernels", "pip install 'slotwise[triton]'"),
-    ("numba-cuda", "the Numba-CUDA kernels", "pip install 'slotwise[cuda]'"),
+    # package, the backend that needs it (none: all of Slotwise), the command that installs it
+    ("torch", None, "pip install torch"),
+    ("safetensors", None, "pip install safetensors"),
+    ("tokenizers", None, "pip install tokenizers"),
+    ("jinja2", None, "pip install jinja2"),
+    ("numba", "numba_cpu", "pip install numba"),
+    ("triton", "cuda_triton", "pip install triton"),
+    ("numba-cuda", "numba_cuda", "pip install 'numba-cuda[cu13]'"),
 )
 
 
@@ -40,16 +41,18 @@ def run(parsed: argparse.Namespace) -> int:
     """Print what is found."""
     print(f"slotwise    {slotwise.__version__}")
     print(f"python      {sys.version.split()[0]} on {platform.system()} {platform.machine()}")
-    threads = torch.get_num_threads()
+    threads, vectors = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     print(
-        f"cpu         {os.cpu_count()} logical cores, PyTorch uses {threads} threads, {torch.backends.cpu.get_cpu_capability()}"
+        f"cpu         {os.cpu_count()} logical cores, {vectors}; PyTorch uses {threads} threads (--threads changes it)"
     )
     print(f"gpu         {_gpu()}")
-    for package, purpose, command in PACKAGES:
+    for package, backend, command in PACKAGES:
         try:
             print(f"{package:<11} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            print(f"{package:<11} missing: needed for {purpose}; {command}")
+            # What only a backend needs that is not part of this version is not missing.
+            if backend is None or backend in backend_names():
+                print(f"{package:<11} missing, {backend or 'Slotwise'} needs it: {command}")
     print("backends")
     for name in backend_names():
         print(f"  {name:<12} {_backend(name)}")
@@ -57,18 +60,14 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _gpu() -> str:
-    if not torch.cuda.is_available():
-        built = (
-            f"PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "this PyTorch is a CPU build"
-        )
-        return f"none that PyTorch can use ({built})"
-    found = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        found.append(
-            f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
-        )
-    return "; ".join(found)
+    if torch.cuda.is_available():
+        found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        return "; ".join(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB" for p in found)
+    if shutil.which("nvidia-smi") is None:
+        return "none: there is no NVIDIA driver here"
+    if torch.version.cuda is None:
+        return "a driver, but this PyTorch is a CPU build; pip install torch with CUDA: https://pytorch.org/get-started"
+    return f"a driver, but PyTorch, built for CUDA {torch.version.cuda}, cannot use it; `nvidia-smi` says more"
 
 
 def _backend(name: str) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from slotwise.cli._options import add_model_options, add_sampling_options, load, sampling_of
-from slotwise.core.errors import OptionError
-from slotwise.engine.request import Completion
+from slotwise.core.errors import OptionError, RequestError
+from slotwise.engine.request import Completion, TokenLogprobs
 from slotwise.engine.sampling import Sampling
 from slotwise.llm import LLM
 
@@ -26,7 +28,11 @@ def add_parser(commands: Any) -> None:
     prompt = parser.add_argument_group("prompt (one or more)")
     prompt.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt (may be repeated)")
     prompt.add_argument(
-        "--prompt-file", action="append", default=[], metavar="F", help="a file with a prompt; - for standard input"
+        "--prompt-file",
+        action="append",
+        default=[],
+        metavar="F",
+        help="a file with a prompt, its last line end left out; - for standard input",
     )
     add_sampling_options(parser)
     output = parser.add_argument_group("output")
@@ -48,37 +54,41 @@ def run(parsed: argparse.Namespace) -> int:
     else:
         completions = llm.generate(prompts, sampling)
         for prompt, completion in zip(prompts, completions, strict=True):
-            print(json.dumps(as_json(completion)) if parsed.json else f"{prompt}{completion.text}\n")
-    for completion in completions:
-        _report(completion, parsed.stats)
+            print(json.dumps(as_json(prompt, completion)) if parsed.json else f"{prompt}{completion.text}\n")
+    for number, completion in enumerate(completions, 1):
+        report(completion, parsed.stats, name=f"prompt {number}: " if len(prompts) > 1 else "")
     if parsed.ledger:
         print(llm.ledger(), file=sys.stderr)
     return 1 if any(completion.error is not None for completion in completions) else 0
 
 
 def _stream(llm: LLM, prompt: str, sampling: Sampling) -> Completion:
-    print(prompt, end="", flush=True)
-    for chunk in llm.stream(prompt, sampling):
-        print(chunk.text, end="", flush=True)
-        if chunk.completion is not None:
-            print(flush=True)
-            return chunk.completion
-    raise OptionError("the stream ended without a completion")
+    """Print the prompt, once it is taken, and the text as it comes."""
+    with llm.stream(prompt, sampling) as stream:
+        before = prompt
+        for chunk in stream:
+            print(before + chunk.text, end="", flush=True)
+            before = ""
+            if chunk.completion is not None:
+                print(flush=True)
+                return chunk.completion
+    raise RequestError("the stream ended without a completion")
 
 
-def _report(completion: Completion, with_stats: bool) -> None:
+def report(completion: Completion, with_stats: bool, *, name: str = "") -> None:
+    """Say on the error stream what went wrong or was clamped, and what it cost if asked."""
     stats = completion.stats
     if completion.error is not None:
-        print(f"error: {completion.error}", file=sys.stderr)
+        print(f"{name}error: {completion.error}", file=sys.stderr)
         return
     if stats.clamped:
         print(
-            f"note: {stats.requested} tokens were asked for, the capacity leaves {stats.granted} after a prompt of "
-            f"{stats.prompt_tokens}",
+            f"{name}note: {stats.requested} tokens were asked for; after a prompt of {stats.prompt_tokens} the "
+            f"capacity leaves {stats.granted}",
             file=sys.stderr,
         )
     if with_stats:
-        print(stats_line(completion), file=sys.stderr)
+        print(f"{name}{stats_line(completion)}", file=sys.stderr)
 
 
 def stats_line(completion: Completion) -> str:
@@ -88,36 +98,44 @@ def stats_line(completion: Completion) -> str:
     return (
         f"[{stats.new_tokens} tokens, {completion.finish_reason}; {stats.tokens_per_second:.1f} tok/s after "
         f"{stats.seconds_to_first_token * 1000:.0f} ms to the first; {stats.verifications} verifications, "
-        f"{stats.accepted} of {stats.drafted} drafts accepted ({stats.acceptance:.0%}); most slots: {slots}; seed {stats.seed}]"
+        f"{stats.accepted} of {stats.drafted} drafts accepted ({stats.acceptance:.0%}); most slots: {slots}; "
+        f"seed {stats.seed}]"
     )
 
 
-def as_json(completion: Completion) -> dict[str, Any]:
-    """A completion as JSON values."""
+def as_json(prompt: str, completion: Completion) -> dict[str, Any]:
+    """A completion as JSON values; `error` and `logprobs` are null where there are none."""
     stats = completion.stats
-    found: dict[str, Any] = {
+    return {
+        "prompt": prompt,
         "text": completion.text,
         "token_ids": list(completion.token_ids),
         "finish_reason": completion.finish_reason,
+        "error": None if completion.error is None else str(completion.error),
+        "logprobs": None if completion.logprobs is None else [_logprobs(each) for each in completion.logprobs],
         "stats": {
-            **{name: getattr(stats, name) for name in stats.__slots__ if name != "slots"},
+            **{field.name: getattr(stats, field.name) for field in fields(stats)},
             "slots": dict(stats.slots),
             "clamped": stats.clamped,
             "acceptance": stats.acceptance,
             "tokens_per_second": stats.tokens_per_second,
         },
     }
-    if completion.logprobs is not None:
-        found["logprobs"] = [
-            {"token_id": each.token_id, "logprob": each.logprob, "top": dict(each.top)} for each in completion.logprobs
-        ]
-    if completion.error is not None:
-        found["error"] = str(completion.error)
-    return found
+
+
+def _logprobs(each: TokenLogprobs) -> dict[str, Any]:
+    top = [{"token_id": token, "logprob": _finite(logprob)} for token, logprob in each.top.items()]
+    return {"token_id": each.token_id, "logprob": _finite(each.logprob), "top": top}
+
+
+def _finite(value: float) -> float | None:
+    """A number that JSON has: it knows no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _read(name: str) -> str:
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"prompt file {name} cannot be read: {error}") from error
+        raise OptionError(f"prompt file {name} cannot be read: {error}; give a file of UTF-8 text") from error
+    return text.removesuffix("\n")

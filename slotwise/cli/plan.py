@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slotwise.cli._options import PLAN_OPTIONS, add_plan_options, plan_values
+from slotwise.cli._options import add_plan_options, plan_values
 from slotwise.core.errors import OptionError, nearest
 from slotwise.core.graph import Graph
 from slotwise.core.printer import format_graph
-from slotwise.llm import plan_model
-from slotwise.plans.compile import pass_names
+from slotwise.planning import plan_model
+from slotwise.plans.compile import Observer, pass_names
 from slotwise.plans.plan import Plan
 from slotwise.plans.show import show_plan, show_program
 
@@ -37,14 +37,15 @@ def add_parser(commands: Any) -> None:
     diff = parts.add_parser(
         "diff",
         help="compare two plans",
-        description="Compare two plans. Options are both plans', those that begin with --right are the second's alone.",
+        description="Compare two plans: two files or folders, or one folder planned in two ways. Options hold for both "
+        "plans; those after --against change the second: plan diff MODEL --draft D --against --speculate 0",
     )
     diff.add_argument("left", metavar="PLAN", help="a plan file or a checkpoint folder")
-    diff.add_argument("right", metavar="PLAN", help="another")
+    diff.add_argument("right", metavar="PLAN", nargs="?", help="another (default: the same)")
     add_plan_options(diff)
-    diff.add_argument("--right-speculate", type=int, metavar="K", help="the second plan's --speculate")
-    diff.add_argument("--right-backend", metavar="B", help="the second plan's --backend")
-    diff.add_argument("--right-preset", metavar="P", help="the second plan's --preset")
+    diff.add_argument(
+        "--against", nargs=argparse.REMAINDER, default=[], metavar="...", help="the second plan's options"
+    )
     diff.set_defaults(run=run_diff)
     verify = parts.add_parser("verify", help="check a plan by every rule")
     verify.add_argument("plan", metavar="PLAN", help="a plan file or a checkpoint folder")
@@ -54,12 +55,13 @@ def add_parser(commands: Any) -> None:
 
 def run_show(parsed: argparse.Namespace) -> int:
     """Print or save a plan."""
-    wanted = parsed.print_after
-    if wanted is not None and wanted not in pass_names():
-        known = ", ".join(pass_names())
+    wanted, known = parsed.print_after, pass_names()
+    if wanted is not None and wanted not in known:
         raise OptionError(
-            f"--print-after {wanted!r}: no such pass{nearest(wanted, pass_names())}; the passes are {', '.join(pass_names())}"
+            f"--print-after {wanted!r}: no such pass{nearest(wanted, known)}; the passes are {', '.join(known)}"
         )
+    if wanted is not None and Path(parsed.plan).is_file():
+        raise OptionError(f"--print-after needs a checkpoint folder to compile; {parsed.plan} is a finished plan")
 
     def observe(name: str, where: str, graph: Graph) -> None:
         if name == wanted:
@@ -77,7 +79,10 @@ def run_show(parsed: argparse.Namespace) -> int:
     elif parsed.program is not None:
         programs = {program.name: program for program in plan.programs}
         if parsed.program not in programs:
-            raise OptionError(f"--program {parsed.program!r}: no such program{nearest(parsed.program, programs)}")
+            raise OptionError(
+                f"--program {parsed.program!r}: no such program{nearest(parsed.program, programs)}; "
+                f"there are {', '.join(programs)}"
+            )
         print(show_program(programs[parsed.program], rejections=True))
     elif wanted is None:
         print(show_plan(plan, programs=parsed.programs))
@@ -86,29 +91,31 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 def run_diff(parsed: argparse.Namespace) -> int:
     """Print the differences; exit code 0 when there are none, 1 when there are (as diff does)."""
-    values = plan_values(parsed)
-    changed = argparse.Namespace(**dict.fromkeys(PLAN_OPTIONS))
-    for name in ("speculate", "backend", "preset"):
-        setattr(changed, name, getattr(parsed, f"right_{name}"))
-    left = _plan(parsed.left, values, None)
-    right = _plan(parsed.right, {**values, **plan_values(changed)}, None)
+    second = argparse.ArgumentParser("slotwise plan diff PLAN --against", allow_abbrev=False)
+    add_plan_options(second)
+    values, changes = plan_values(parsed), plan_values(second.parse_args(parsed.against))
+    left = _plan(parsed.left, values)
+    right = _plan(parsed.right or parsed.left, {**values, **changes})
     text = left.diff(right)
-    if text:
-        print(text)
-    return 1 if text else 0
+    if not text:
+        print("the plans are equal", file=sys.stderr)
+        return 0
+    print(text)
+    return 1
 
 
 def run_verify(parsed: argparse.Namespace) -> int:
     """Verify, and say what was checked."""
-    plan = _plan(parsed.plan, plan_values(parsed), None)
+    plan = _plan(parsed.plan, plan_values(parsed))
     plan.verify()
     print(
-        f"verified: {len(plan.programs)} programs, {len(plan.steps)} steps proved in bounds, backends {', '.join(plan.backends)}"
+        f"verified: {len(plan.programs)} programs, {len(plan.steps)} steps proved in bounds, "
+        f"backends {', '.join(plan.backends)}"
     )
     return 0
 
 
-def _plan(source: str, values: dict[str, Any], observe: Any) -> Plan:
+def _plan(source: str, values: dict[str, Any], observe: Observer | None = None) -> Plan:
     """The plan in a file, or of a checkpoint folder with these options."""
     path = Path(source)
     if path.is_file():
@@ -117,4 +124,6 @@ def _plan(source: str, values: dict[str, Any], observe: Any) -> Plan:
                 f"{source} is a plan file, which has its options in it; leave out {', '.join(sorted(values))}"
             )
         return Plan.load(path)
+    if not path.exists():
+        raise OptionError(f"{source} does not exist; give a plan file or a checkpoint folder")
     return plan_model(source, observe=observe, **values)

@@ -1,0 +1,105 @@
+"""From what a user names to a plan: folders, options and presets in, a compiled plan out.
+
+What always holds: a plan is made from configs and headers alone, no weight is read; and a saved plan is accepted for
+checkpoints only when it is the very plan that this version makes of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slotwise.core.errors import CheckpointError, OptionError, PlanError
+from slotwise.core.specs import DType
+from slotwise.models.load import LoadedModel, load_model
+from slotwise.models.tokenizer import Tokenizer, vocabulary_mismatch
+from slotwise.plans.compile import Identity, Observer, compile_plan
+from slotwise.plans.options import PlanOptions
+from slotwise.plans.plan import Plan
+from slotwise.plans.presets import apply_preset
+from slotwise.plans.program import DRAFT, TARGET
+
+NGRAM = "ngram"
+
+Drafter = LoadedModel | str | None
+"""A draft model, `"ngram"`, or nothing."""
+
+
+def settle_options(preset: str | Path | None, given: Mapping[str, Any]) -> PlanOptions:
+    """The preset's options, or the defaults, with those that were given (not None) in place."""
+    if preset is not None:
+        check_path("preset", preset, "a name or the path of a TOML file")
+    options = PlanOptions() if preset is None else apply_preset(PlanOptions(), preset)
+    return options.with_changes(**{name: value for name, value in given.items() if value is not None})
+
+
+def load_draft(draft: str | Path | None, tokenizer: Tokenizer, dtype: DType | None) -> Drafter:
+    """The drafter that `draft` names; raises CheckpointError when a draft model has another vocabulary."""
+    if draft is None or draft == NGRAM:
+        return None if draft is None else NGRAM
+    check_path("draft", draft, f"a checkpoint folder or '{NGRAM}'")
+    try:
+        loaded, its_tokenizer = load_model(draft, dtype), Tokenizer.load(draft)
+    except CheckpointError as error:
+        raise CheckpointError(f"draft model: {error}; draft takes a checkpoint folder or '{NGRAM}'") from error
+    mismatch = vocabulary_mismatch(tokenizer, its_tokenizer)
+    if mismatch is not None:
+        raise CheckpointError(
+            f"the draft model {draft} does not have the target's vocabulary: {mismatch}; use a draft that was made for "
+            f"this model, or draft='{NGRAM}'"
+        )
+    return loaded
+
+
+def compile_for(model: LoadedModel, draft: Drafter, options: PlanOptions, observe: Observer | None = None) -> Plan:
+    """The plan of loaded models, with their names and fingerprints in it."""
+    identities = {TARGET: Identity(model.spec.name, model.checkpoint.fingerprint())}
+    if isinstance(draft, LoadedModel):
+        identities[DRAFT] = Identity(draft.spec.name, draft.checkpoint.fingerprint())
+    drafter = draft.spec if isinstance(draft, LoadedModel) else draft
+    return compile_plan(model.spec, draft=drafter, options=options, identities=identities, observe=observe)
+
+
+def plan_model(
+    model: str | Path,
+    *,
+    draft: str | Path | None = None,
+    preset: str | Path | None = None,
+    observe: Observer | None = None,
+    **options: Any,
+) -> Plan:
+    """The plan of a checkpoint folder, from its config and headers alone: no weight is read."""
+    check_path("model", model, "a checkpoint folder")
+    settled = settle_options(preset, options)
+    loaded = load_model(model, settled.dtype)
+    drafter = None if draft is None else load_draft(draft, Tokenizer.load(model), settled.dtype)
+    return compile_for(loaded, drafter, settled, observe)
+
+
+def check_saved(saved: Plan, model: LoadedModel, draft: Drafter) -> None:
+    """Raise PlanError unless `saved` is what this version makes of these checkpoints."""
+    given = {TARGET: model} | ({DRAFT: draft} if isinstance(draft, LoadedModel) else {})
+    for role in saved.roles:
+        if role.role not in given:
+            raise PlanError(f"the plan drafts with {role.model}, no draft model is given; add draft=FOLDER")
+        found = given[role.role]
+        if role.fingerprint != found.checkpoint.fingerprint():
+            raise PlanError(
+                f"the plan was made for another checkpoint: its {role.role} is {role.model} with fingerprint "
+                f"{role.fingerprint[:12]}, {found.checkpoint.folder} has {found.checkpoint.fingerprint()[:12]}; "
+                "load that checkpoint, or compile a plan for this one"
+            )
+    differences = saved.diff(compile_for(model, draft, saved.options))
+    if differences:
+        raise PlanError(
+            "the plan is not the one that this version makes of these checkpoints; compile it again. The differences, "
+            f"saved -> now:\n{differences}"
+        )
+
+
+def check_path(name: str, value: object, expected: str) -> None:
+    """Raise OptionError unless `value` is text or a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise OptionError(f"{name} must be {expected}, found {value!r:.80} (a {type(value).__name__})")

@@ -1,0 +1,434 @@
+"""What the Python API promises: one model, asked in every way it can be asked."""
+
+from __future__ import annotations
+
+import gc
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from slotwise.core.errors import CheckpointError, OptionError, PlanError, RequestError
+
+import slotwise
+from slotwise import LLM, Completion, Sampling
+from slotwise.sharing import Turns
+
+STORY = "Once upon a time"
+SHORT = Sampling(max_new_tokens=12)
+
+
+def held_pages(llm: LLM) -> int:
+    """Pages that running requests hold, over all roles."""
+    return sum(int(count) for count in re.findall(r"held (\d+)", llm.ledger(0)))
+
+
+# Generating
+
+
+def test_one_prompt_gives_one_completion(llm: LLM) -> None:
+    out = llm.generate(STORY, SHORT)
+    assert isinstance(out, Completion)
+    assert len(out.token_ids) == 12
+    assert out.text == llm.tokenizer.decode(out.token_ids)
+    assert (out.finish_reason, out.logprobs, out.error) == ("length", None, None)
+    assert out.stats.prompt_tokens == len(llm.tokenizer.encode(STORY))
+    assert (out.stats.new_tokens, out.stats.requested, out.stats.granted) == (12, 12, 12)
+    assert not out.stats.clamped
+    assert 0 < out.stats.seconds_to_first_token <= out.stats.seconds
+    assert out.stats.slots["target"] >= out.stats.prompt_tokens
+
+
+def test_token_ids_of_any_integral_kind_are_the_prompt_that_they_spell(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(STORY)
+    expected = llm.generate(STORY, SHORT).token_ids
+    kinds = (ids, tuple(ids), np.array(ids), torch.tensor(ids), [np.int32(i) for i in ids], list(torch.tensor(ids)))
+    for prompt in kinds:
+        assert llm.generate(prompt, SHORT).token_ids == expected
+
+
+def test_several_prompts_come_back_in_order_and_as_if_alone(llm: LLM) -> None:
+    prompts = ["The dog", llm.tokenizer.encode(STORY), "A big red ball"]
+    together = llm.generate(prompts, SHORT)
+    assert [out.token_ids for out in together] == [llm.generate(prompt, SHORT).token_ids for prompt in prompts]
+
+
+def test_rows_of_an_array_are_several_prompts(llm: LLM) -> None:
+    rows = np.array([[5, 6, 7], [8, 9, 10]])
+    expected = [llm.generate(row.tolist(), SHORT).token_ids for row in rows]
+    assert [out.token_ids for out in llm.generate(rows, SHORT)] == expected
+    assert [out.token_ids for out in llm.generate(list(torch.tensor(rows)), SHORT)] == expected
+
+
+def test_no_prompts_give_no_completions(llm: LLM) -> None:
+    assert llm.generate([]) == []
+    assert llm.generate([], []) == []
+
+
+def test_each_prompt_may_have_its_own_sampling(llm: LLM) -> None:
+    outs = llm.generate([STORY, STORY], [Sampling(max_new_tokens=2), Sampling(max_new_tokens=7)])
+    assert [len(out.token_ids) for out in outs] == [2, 7]
+
+
+def test_a_prompt_that_cannot_be_served_leaves_the_others_alone(llm: LLM) -> None:
+    good, long, wrong, half = llm.generate([STORY, [7] * 500, [3.5, 1], "\ud800"], SHORT)
+    assert good.token_ids == llm.generate(STORY, SHORT).token_ids
+    for out, words in ((long, "500 tokens, the capacity is 192"), (wrong, "found 3.5 at place 0"), (half, "surrogate")):
+        assert (out.finish_reason, out.text, out.token_ids) == ("error", "", ())
+        assert words in str(out.error)
+
+
+def test_a_single_prompt_that_cannot_be_served_raises(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="500 tokens"):
+        llm.generate([7] * 500)
+    with pytest.raises(RequestError, match="500 tokens"):
+        llm.stream([7] * 500)
+
+
+def test_a_budget_beyond_the_capacity_is_clamped_and_reported(llm: LLM) -> None:
+    out = llm.generate([7] * 180, Sampling(max_new_tokens=100, ignore_eos=True))
+    assert (out.finish_reason, len(out.token_ids)) == ("length", 12)
+    assert (out.stats.requested, out.stats.granted, out.stats.clamped) == (100, 12, True)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_no_drafter_changes_what_is_generated(llm: LLM, drafting: LLM, counting: LLM, temperature: float) -> None:
+    sampling = Sampling(max_new_tokens=40, temperature=temperature, seed=5, logprobs=2)
+    plain, drafted = llm.generate(STORY, sampling), drafting.generate(STORY, sampling)
+    counted = counting.generate(STORY, sampling)
+    assert plain.token_ids == drafted.token_ids == counted.token_ids
+    assert plain.logprobs == drafted.logprobs == counted.logprobs
+    assert plain.stats.drafted == 0
+    assert 0 < drafted.stats.accepted <= drafted.stats.drafted
+    assert drafted.stats.verifications < plain.stats.verifications
+
+
+def test_logprobs_are_the_models_own(llm: LLM) -> None:
+    out = llm.generate(STORY, Sampling(max_new_tokens=5, logprobs=3))
+    ids = [*llm.tokenizer.encode(STORY), *out.token_ids]
+    expected = llm.logits(ids).log_softmax(-1)
+    assert out.logprobs is not None
+    assert len(out.logprobs) == 5
+    for place, found in enumerate(out.logprobs, len(ids) - 5):
+        assert found.token_id == ids[place]
+        assert found.logprob == pytest.approx(expected[place - 1, ids[place]].item(), abs=1e-5)
+        assert list(found.top) == expected[place - 1].topk(3).indices.tolist()
+
+
+# Streaming
+
+
+def test_chunks_join_to_the_completion(drafting: LLM) -> None:
+    chunks = list(drafting.stream(STORY, SHORT))
+    last = chunks[-1].completion
+    assert last is not None
+    assert all(chunk.completion is None for chunk in chunks[:-1])
+    assert "".join(chunk.text for chunk in chunks) == last.text
+    assert tuple(token for chunk in chunks for token in chunk.token_ids) == last.token_ids
+    assert last.token_ids == drafting.generate(STORY, SHORT).token_ids
+
+
+def test_an_ended_stream_stays_ended(llm: LLM) -> None:
+    stream = llm.stream(STORY, SHORT)
+    list(stream)
+    assert list(stream) == []
+    stream.close()
+
+
+def test_closing_a_stream_returns_its_slots(llm: LLM) -> None:
+    stream = llm.stream(STORY, Sampling(max_new_tokens=100))
+    next(stream)
+    assert held_pages(llm) > 0
+    stream.close()
+    assert held_pages(llm) == 0
+    assert list(stream) == []
+
+
+def test_leaving_a_stream_returns_its_slots(llm: LLM) -> None:
+    with llm.stream(STORY, Sampling(max_new_tokens=100)) as stream:
+        next(stream)
+    assert held_pages(llm) == 0
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_a_stream_that_is_dropped_returns_its_slots(llm: LLM, taken: int) -> None:
+    stream = llm.stream(STORY, Sampling(max_new_tokens=100))
+    for _ in range(taken):
+        next(stream)
+    del stream
+    gc.collect()
+    assert held_pages(llm) == 0
+    assert llm._engine._engine.is_idle  # nor is it waiting for its turn
+
+
+def test_interleaved_streams_do_not_touch_each_other(llm: LLM) -> None:
+    prompts = (STORY, "The dog")
+    streams = [llm.stream(prompt, SHORT) for prompt in prompts]
+    texts = ["", ""]
+    pending = [0, 1]
+    while pending:
+        for i in list(pending):
+            chunk = next(streams[i], None)
+            if chunk is None:
+                pending.remove(i)
+            else:
+                texts[i] += chunk.text
+    assert texts == [llm.generate(prompt, SHORT).text for prompt in prompts]
+
+
+def test_a_stream_and_generate_share_the_engine_from_two_threads(llm: LLM) -> None:
+    alone = llm.generate(STORY, SHORT).text
+    many = ["The dog", "A cat", "One day"]
+    expected = [llm.generate(prompt, SHORT).text for prompt in many]
+    found: list[str] = []
+    thread = threading.Thread(target=lambda: found.extend(out.text for out in llm.generate(many, SHORT)))
+    stream = llm.stream(STORY, SHORT)
+    thread.start()
+    streamed = "".join(chunk.text for chunk in stream)
+    thread.join(60)
+    assert streamed == alone
+    assert found == expected
+    assert held_pages(llm) == 0
+
+
+def test_callers_take_turns_in_order_of_asking() -> None:
+    turns, order = Turns(), list[str]()
+
+    def take(name: str) -> None:
+        with turns:
+            order.append(name)
+
+    with turns:
+        threads = []
+        for name in "abc":
+            threads.append(threading.Thread(target=take, args=(name,)))
+            threads[-1].start()
+            while len(turns._waiting) < len(threads):
+                pass
+    # Asking again at once does not overtake those who wait.
+    take("d")
+    for thread in threads:
+        thread.join(10)
+    assert order == ["a", "b", "c", "d"]
+
+
+def test_an_interrupt_while_waiting_gives_the_turn_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def acquire(self) -> None:
+            self.calls += 1
+            if self.calls == 2:  # the wait itself
+                raise KeyboardInterrupt
+
+        def release(self) -> None:
+            pass
+
+    turns = Turns()
+    turns.__enter__()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Lock", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            turns.__enter__()
+    turns.__exit__()
+    with turns:  # would wait for ever if the one that left still stood in the queue
+        assert not turns._waiting
+
+
+def interrupt_in_step(llm: LLM, monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """Have Ctrl-C come `times` times at the beginning of the third step; returns a log of steps that ended."""
+    engine, ended = llm._engine._engine, list[str]()
+    step = engine.step
+
+    def interrupted() -> object:
+        if len(ended) == 2:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        found = step()
+        ended.append("step")
+        return found
+
+    monkeypatch.setattr(engine, "step", interrupted)
+    return ended
+
+
+def test_an_interrupt_waits_for_the_step_and_leaves_a_model_that_works(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = llm.generate(STORY, SHORT).token_ids
+    with monkeypatch.context() as patch:
+        ended = interrupt_in_step(llm, patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([STORY, "The dog"], Sampling(max_new_tokens=50))
+    assert len(ended) == 3
+    assert held_pages(llm) == 0
+    assert llm.generate(STORY, SHORT).token_ids == expected
+
+
+def test_a_second_interrupt_does_not_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        ended = interrupt_in_step(llm, patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(STORY, Sampling(max_new_tokens=50))
+    assert len(ended) == 2
+    assert held_pages(llm) == 0
+
+
+# Chatting
+
+
+def test_a_chat_completes_what_the_template_makes_of_the_messages(talkative: Path) -> None:
+    llm = LLM(talkative, capacity=128, threads=1)
+    messages = [{"role": "user", "content": "Hello"}]
+    ids = llm.chat_prompt(messages)
+    assert llm.tokenizer.decode(ids) == "user: Hello\nOnce upon a time"
+    out = llm.chat(messages, SHORT)
+    assert out.token_ids == llm.generate(ids, SHORT).token_ids
+    assert "".join(chunk.text for chunk in llm.stream_chat(messages, SHORT)) == out.text
+    assert llm.tokenizer.decode(llm.chat_prompt(messages, add_generation_prompt=False)) == "user: Hello\n"
+
+
+def test_a_chat_without_a_template_is_refused(llm: LLM) -> None:
+    with pytest.raises(RequestError, match=r"no chat template.*chat_template\.jinja"):
+        llm.chat([{"role": "user", "content": "Hello"}])
+
+
+# Logits and dtypes
+
+
+def test_logits_are_those_of_transformers(random_checkpoint: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(random_checkpoint, dtype=torch.float32).eval()
+    llm = LLM(random_checkpoint, threads=1)
+    ids = [3, 1, 4, 1, 5, 92, 6, 53]
+    with torch.no_grad():
+        expected = oracle(torch.tensor([ids])).logits[0]
+    found = llm.logits(ids)
+    assert (found.dtype, found.shape) == (torch.float32, (8, 101))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    assert torch.equal(llm.logits(torch.tensor(ids)), found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_computing_dtype_is_the_users_choice(random_checkpoint: Path, dtype: str) -> None:
+    llm = LLM(random_checkpoint, dtype=dtype, threads=1)
+    assert llm.plan().target.dtype.torch == getattr(torch, dtype)
+    exact = LLM(random_checkpoint, threads=1).logits([1, 2, 3])
+    found = llm.logits([1, 2, 3])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, atol=0.05, rtol=0.05)
+    assert torch.equal(found, exact) == (dtype == "float32")
+
+
+# Defaults of the checkpoint
+
+
+def test_the_checkpoint_says_how_to_sample(random_checkpoint: Path, llm: LLM) -> None:
+    own = LLM(random_checkpoint, threads=1)
+    assert own.default_sampling == Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.1)
+    assert llm.default_sampling == Sampling()
+    out = own.generate("w1 w2")
+    assert own.generate("w1 w2", Sampling(**{**vars(own.default_sampling), "seed": out.stats.seed})).text == out.text
+
+
+def test_sampling_that_the_checkpoint_suggests_in_vain_is_named(random_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(random_checkpoint, folder)
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 5000}')
+    llm = LLM(folder, threads=1)
+    with pytest.raises(CheckpointError, match=r"generation_config.json: temperature.*5000.*give a Sampling"):
+        llm.generate("w1")
+    assert len(llm.generate("w1", Sampling(max_new_tokens=3)).token_ids) == 3
+
+
+# Plans
+
+
+def test_a_plan_tells_what_runs_and_what_would(drafting: LLM) -> None:
+    plan = drafting.plan()
+    assert (plan.draft, plan.options.speculate, plan.options.capacity) == ("model", 5, 192)
+    plain = drafting.plan(speculate=0)
+    assert (plain.draft, plain.options.capacity) == ("none", 192)
+    assert "drafter: model -> none" in plan.diff(plain)
+    assert plan.diff(drafting.plan(speculate=5)) == ""
+    assert drafting.plan() is plan
+
+
+def test_every_constructor_option_of_a_plan_can_be_changed(drafting: LLM) -> None:
+    assert drafting.plan(draft="ngram").draft == "ngram"
+    assert drafting.plan(draft=None).draft == "none"
+    assert drafting.plan(dtype="float32").target.dtype.torch == torch.float32
+    assert drafting.plan(preset="exact").options.page_size == 4
+    with pytest.raises(OptionError, match=r"'speculat'.*did you mean 'speculate'"):
+        drafting.plan(speculat=3)
+
+
+def test_a_plan_can_be_watched_as_it_is_made(llm: LLM) -> None:
+    seen: list[str] = []
+    assert llm.plan(observe=lambda name, where, graph: seen.append(name)) == llm.plan()
+    assert "fuse_add_norm" in seen
+
+
+def test_a_draft_is_not_run_where_nothing_is_speculated(stories: Path, stories_draft: Path) -> None:
+    llm = LLM(stories, draft=stories_draft, speculate=0, capacity=64, threads=1)
+    assert llm.plan().draft == "none"
+    assert llm.generate(STORY, SHORT).stats.drafted == 0
+
+
+def test_a_preset_gives_what_is_left_out(stories: Path, tmp_path: Path) -> None:
+    by_name = LLM(stories, preset="latency", speculate=3, capacity=64, draft="ngram", threads=1).plan().options
+    assert (by_name.max_sequences, by_name.speculate, by_name.prefill_chunk) == (1, 3, 512)
+    mine = tmp_path / "mine.toml"
+    mine.write_text("capacity = 48\npage_size = 4\n")
+    options = LLM(stories, preset=mine, threads=1).plan().options
+    assert (options.capacity, options.page_size) == (48, 4)
+
+
+def test_a_saved_plan_is_what_runs(stories: Path, stories_draft: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    first = LLM(stories, draft=stories_draft, capacity=32, max_sequences=1, prefill_chunk=16, threads=1)
+    first.plan().save(path)
+    assert slotwise.Plan.load(path) == first.plan()
+    again = LLM(stories, draft=stories_draft, plan=path, threads=1)
+    assert again.plan() == first.plan()
+    assert again.plan(speculate=0) == first.plan(speculate=0)
+    assert again.generate(STORY, SHORT).token_ids == first.generate(STORY, SHORT).token_ids
+    with pytest.raises(PlanError, match=r"another checkpoint.*stories-draft"):
+        LLM(stories_draft, draft=stories, plan=path)
+    with pytest.raises(PlanError, match="no draft model is given; add draft=FOLDER"):
+        LLM(stories, plan=path)
+    with pytest.raises(OptionError, match="leave out capacity, preset, or leave out plan"):
+        LLM(stories, draft=stories_draft, plan=path, capacity=64, preset="exact")
+    with pytest.raises(PlanError, match="drafter: model -> ngram"):
+        LLM(stories, draft="ngram", plan=replace(first.plan(draft="ngram"), draft="model"))
+
+
+# Looking
+
+
+def test_the_ledger_shows_the_last_steps_and_balances(drafting: LLM) -> None:
+    drafting.generate(STORY, SHORT)
+    text = drafting.ledger(2)
+    assert text.count("%0 = reserve") == 2
+    assert re.search(r"target: .*free \d+ \+ held 0 \+ cached \d+", text)
+    assert re.search(r"draft: .*reserved \d+, committed \d+, released \d+", text)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_are_pytorchs(random_checkpoint: Path) -> None:
+    LLM(random_checkpoint, threads=2)
+    assert torch.get_num_threads() == 2
