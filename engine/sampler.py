@@ -83,7 +83,7 @@ class Sampler:
         self._set_controls(row_lanes, positions)
         self._run(FILTER, row_lanes.size)
 
-    def accept(self, rows: int, bucket: int) -> None:
+    def accept(self, bucket: int) -> None:
         """Run the acceptance program on what the arrays hold; `bucket` is that of the verified rows."""
         self._executor.run(SAMPLER, ACCEPT, bucket)
 

@@ -21,7 +21,7 @@ from slotwise.plans.rows import FilledRows, Ints32, RowInputs
 
 def some(wrong: npt.NDArray[Any]) -> bool:
     """Whether anything in `wrong` is true; counting is the cheapest way that numpy has to ask."""
-    return np.count_nonzero(wrong) > 0
+    return bool(np.count_nonzero(wrong))
 
 
 def verify_binding(binding: Binding, ledger: Ledger, epoch: int) -> None:

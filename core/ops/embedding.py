@@ -1,7 +1,7 @@
 """Embedding and row selection: ops that copy rows.
 
-Owns `embedding` and `take_rows`. What always holds: ids and row numbers are within range (the binding is verified
-before dispatch), so neither op needs a sentinel; one that is out of range, negative ones too, raises.
+Owns `embedding` and `take_rows`. What always holds: ids are checked where they enter (prompts, drafts, what a
+sampler returns), so neither op needs a sentinel; one that is out of range, negative ones too, raises.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Coupled:
         if rows.rows == rows.lanes.size:
             accepted = [0] * rows.lanes.size
         else:
-            self._sampler.accept(rows.rows, rows.bucket)
+            self._sampler.accept(rows.bucket)
             accepted = self._executor.arrays["accepted"][: rows.lanes.size].tolist()
         all_ok = bool(drawn.ok.all())
         verdicts = []

@@ -34,10 +34,12 @@ class Rejection:
         elif count > rows.lanes.size:
             scores[:count] = -np.inf
             scores[np.arange(count - 1), token_ids[1:count]] = 0
-        self._sampler.accept(count, rows.bucket)
+        self._sampler.accept(rows.bucket)
         n = rows.lanes.size
         accepted, following = arrays["accepted"][:n].tolist(), arrays["following"][:n].tolist()
-        ok = (arrays["accept_ok"][:n].astype(bool) & self._sampler.in_vocabulary(arrays["following"][:n])).tolist()
+        ok = (
+            arrays["accept_ok"][:n].astype(bool) & self._sampler.in_vocabulary(arrays["following"][:n].astype(np.int64))
+        ).tolist()
         verdicts = []
         for i, first in enumerate(rows.row_start[:-1].tolist()):
             drafts = token_ids[first + 1 : first + 1 + accepted[i]].tolist()
