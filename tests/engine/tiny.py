@@ -165,7 +165,7 @@ def prompt_of(length: int, seed: int = 0, vocab: int = 31) -> tuple[int, ...]:
     return tuple(torch.randint(0, vocab, (length,), generator=generator).tolist())
 
 
-def finish(engine: Engine, limit: int = 2000) -> None:
+def finish(engine: Engine, limit: int = 20_000) -> None:
     """Step until idle; a run of `limit` steps is taken for one that never ends."""
     for _ in range(limit):
         if engine.is_idle:
