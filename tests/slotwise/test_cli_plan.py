@@ -87,8 +87,9 @@ def test_diff_names_differences_and_exits_with_1(run: Run, stories: Path, storie
 
 
 def test_options_after_against_change_the_second_plan_alone(run: Run, stories: Path) -> None:
-    done = run("plan", "diff", stories, *SMALL, "--against", "--capacity", 64, "--page-size", 4)
-    assert "page_size: 16 -> 4" in done.out
+    words = ("--page-size", 8, "--against", "--capacity", 64, "--page-size", 4)
+    done = run("plan", "diff", stories, *SMALL, *words)
+    assert "page_size: 8 -> 4" in done.out
     assert "\n  capacity:" not in done.out
     wrong = run("plan", "diff", stories, *SMALL, "--against", "--pagesize", 4)
     assert wrong.code == 2
