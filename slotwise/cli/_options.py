@@ -96,7 +96,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end-of-text token")
     group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
     group.add_argument(
-        "--logprobs", type=int, metavar="N", help="report log-probabilities, with the N likeliest tokens"
+        "--logprobs", type=int, metavar="N", help="with --json, report log-probabilities and those of the N likeliest"
     )
 
 
