@@ -410,7 +410,7 @@ class Engine:
 
     def _make_acceptance(self) -> Acceptance:
         rejects = self.plan.options.acceptance == "rejection" and self.plan.draft != "none"
-        return Rejection(self.executor, self.sampler) if rejects else Coupled(self.executor, self.sampler)
+        return Rejection(self.executor, self.sampler) if rejects else Coupled(self.sampler)
 
     def _edits_of(self, lane: int, drafts: SequenceOf[int]) -> Edits:
         """The edits of the sequence in `lane` after `drafts`."""

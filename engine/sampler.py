@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from slotwise.core.errors import SequenceFault
 from slotwise.engine.adjust import Edits
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.request import TokenLogprobs
 from slotwise.plans.program import SAMPLER
+from slotwise.plans.rows import FilledRows
 from slotwise.plans.sampling import ACCEPT, FILTER, GREEDY, SAMPLE
 
 Floats = npt.NDArray[np.float32]
@@ -83,9 +85,18 @@ class Sampler:
         self._set_controls(row_lanes, positions)
         self._run(FILTER, row_lanes.size)
 
-    def accept(self, bucket: int) -> None:
-        """Run the acceptance program on what the arrays hold; `bucket` is that of the verified rows."""
-        self._executor.run(SAMPLER, ACCEPT, bucket)
+    def accept(self, rows: FilledRows) -> list[int]:
+        """Run the acceptance program on what the arrays hold: how many drafts of each sequence are accepted.
+
+        Raises SequenceFault when the kernel's counts cannot be true.
+        """
+        self._executor.run(SAMPLER, ACCEPT, rows.bucket)
+        accepted = self._arrays["accepted"][: rows.lanes.size].astype(np.int64)
+        drafts = rows.end - rows.begin - 1
+        if np.count_nonzero((accepted < 0) | (accepted > drafts)):
+            raise SequenceFault(f"the acceptance kernel accepted {accepted.tolist()} of {drafts.tolist()} drafts")
+        counts: list[int] = accepted.tolist()
+        return counts
 
     def _run(self, kind: str, rows: int) -> None:
         self._executor.run(SAMPLER, kind, self._executor.bucket(SAMPLER, kind, rows))

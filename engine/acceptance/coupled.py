@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from slotwise.engine.acceptance import Verdict, broken_row
-from slotwise.engine.executor import Executor
 from slotwise.engine.sampler import Sampler
 from slotwise.plans.rows import FilledRows
 
@@ -20,19 +19,15 @@ class Coupled:
 
     name = "coupled"
 
-    def __init__(self, executor: Executor, sampler: Sampler) -> None:
-        self._executor = executor
+    def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
 
     def judge(self, rows: FilledRows, draft_scores: npt.NDArray[np.float32] | None) -> list[Verdict]:
         """See `Acceptance.judge`; `draft_scores` play no part."""
         drawn = self._sampler.sample(rows.row_lanes, rows.row_positions + 1)
         starts, tokens = rows.row_start.tolist(), drawn.tokens.tolist()
-        if rows.rows == rows.lanes.size:
-            accepted = [0] * rows.lanes.size
-        else:
-            self._sampler.accept(rows.bucket)
-            accepted = self._executor.arrays["accepted"][: rows.lanes.size].tolist()
+        has_drafts = rows.rows > rows.lanes.size
+        accepted = self._sampler.accept(rows) if has_drafts else [0] * rows.lanes.size
         all_ok = bool(drawn.ok.all())
         verdicts = []
         for i, count in enumerate(accepted):

@@ -34,14 +34,12 @@ class Rejection:
         elif count > rows.lanes.size:
             scores[:count] = -np.inf
             scores[np.arange(count - 1), token_ids[1:count]] = 0
-        self._sampler.accept(rows.bucket)
+        accepted = self._sampler.accept(rows)
         n = rows.lanes.size
-        accepted, following = arrays["accepted"][:n].tolist(), arrays["following"][:n].tolist()
-        ok = (
-            arrays["accept_ok"][:n].astype(bool) & self._sampler.in_vocabulary(arrays["following"][:n].astype(np.int64))
-        ).tolist()
+        following = arrays["following"][:n].astype(np.int64)
+        ok = (arrays["accept_ok"][:n].astype(bool) & self._sampler.in_vocabulary(following)).tolist()
         verdicts = []
         for i, first in enumerate(rows.row_start[:-1].tolist()):
             drafts = token_ids[first + 1 : first + 1 + accepted[i]].tolist()
-            verdicts.append(Verdict([*drafts, following[i]]) if ok[i] else Verdict([], broken_row()))
+            verdicts.append(Verdict([*drafts, int(following[i])]) if ok[i] else Verdict([], broken_row()))
         return verdicts
