@@ -39,9 +39,10 @@ from slotwise.engine.sampler import Sampler, logprobs_of
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.stops import StopChecker
 from slotwise.engine.width import WidthPolicy
-from slotwise.plans.binding import Binding, show_binding
+from slotwise.plans.binding import Binding
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import DRAFT, TARGET
+from slotwise.plans.show_binding import show_binding
 
 HISTORY = 32
 """Steps that the engine remembers, to be printed."""

@@ -60,7 +60,8 @@ class DecodePlanner:
         if self._draft is not None:
             filled = self._draft.committed[chosen]
             width = self._fit_draft(chosen, length, width) if drafts else width
-        binding = bind_decode(self._step, epoch, sequences, chosen, length, width, filled)
+        known = {**self._formula.constants, **values}
+        binding = bind_decode(self._step, epoch, sequences, chosen, length, width, filled, known)
         self._reserve(binding)
         verify_binding(binding, self._ledger, epoch)
         return binding

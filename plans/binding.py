@@ -8,7 +8,7 @@ evaluated, nothing else; it carries the epoch of its step, and results of anothe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class WidthFormula:
             terms = tuple((name, c) for name, c in limit.bound.terms if name not in constants)
             constant = fixed + limit.bound.constant
             bounds[terms] = min(constant, bounds.get(terms, constant))
+        self.constants = dict(constants)
         self.bounds = tuple(Affine(terms, constant) for terms, constant in bounds.items())
 
     def widths(self, values: Mapping[str, Any]) -> Ints:
@@ -65,7 +66,8 @@ class Binding:
     """One executed step: which sequences, how long, how wide, and the spans they write.
 
     `sequences` are request ids, `lanes` their places in the ledger, `length` the tokens each knows, `width` its drafts;
-    `limits` are the greatest widths by limit, for people. `spans` are what the step reserves, by role.
+    `spans` are what the step reserves, by role. `known` is what the width formula was given, by variable: integers, or
+    arrays over the sequences; empty where there is no width.
     """
 
     step: Step
@@ -75,6 +77,7 @@ class Binding:
     length: Ints
     width: Ints
     spans: tuple[BoundSpan, ...]
+    known: Mapping[str, Any] = field(default_factory=dict)
 
     def span(self, role: str) -> BoundSpan | None:
         """The span of `role`, or None when this step touches none of its slots."""
@@ -92,9 +95,19 @@ def frozen(array: Any) -> Ints:
 
 
 def bind_decode(
-    step: Step, epoch: int, sequences: Sequence[int], lanes: Ints, length: Ints, width: Ints, filled: Ints | None
+    step: Step,
+    epoch: int,
+    sequences: Sequence[int],
+    lanes: Ints,
+    length: Ints,
+    width: Ints,
+    filled: Ints | None,
+    known: Mapping[str, Any] | None = None,
 ) -> Binding:
-    """Bind a decode step; `filled` is the draft role's committed marks, None without a draft model."""
+    """Bind a decode step; `filled` is the draft role's committed marks, None without a draft model.
+
+    `known` is what the widths were computed from, to be printed with them.
+    """
     lanes, length, width = frozen(lanes), frozen(length), frozen(width)
     spans = []
     target = step.span("reserve", TARGET)
@@ -105,7 +118,7 @@ def bind_decode(
         chosen = np.flatnonzero(width)
         some = {"len": length[chosen], "k": width[chosen], "filled": filled[chosen]}
         spans.append(_bound(draft, frozen(lanes[chosen]), some))
-    return Binding(step, epoch, tuple(sequences), lanes, length, width, tuple(spans))
+    return Binding(step, epoch, tuple(sequences), lanes, length, width, tuple(spans), known or {})
 
 
 def bind_prefill(
@@ -125,34 +138,3 @@ def _bound(span: Span, lanes: Ints, values: Mapping[str, Ints]) -> BoundSpan:
     begin.setflags(write=False)
     end.setflags(write=False)
     return BoundSpan(span.role, lanes, begin, end)
-
-
-def show_binding(binding: Binding, kept: Mapping[int, int] | None = None) -> str:
-    """The step as people read it, one block a sequence; `kept` is how many tokens each lane kept, once known."""
-    spans = {span.role: span for span in binding.spans}
-    blocks = []
-    for i, (sequence, lane) in enumerate(zip(binding.sequences, binding.lanes.tolist(), strict=True)):
-        length, width = int(binding.length[i]), int(binding.width[i])
-        parts, places = [], {}
-        for role, span in spans.items():
-            at = np.flatnonzero(span.lanes == lane)
-            if at.size:
-                places[role] = (int(span.begin[at[0]]), int(span.end[at[0]]))
-                parts.append(f"{role}[{places[role][0]}..{places[role][1]})")
-        head = f"step {binding.epoch} {binding.step.name}  seq={sequence} lane={lane} len={length}"
-        ops = [f"reserve {' '.join(parts)}" + (f"  # k = {width}" if binding.step.limits else "")]
-        if binding.step.limits:
-            if DRAFT in places:
-                ops.append(f"draft   draft[{places[DRAFT][0]}..{places[DRAFT][1]}) -> {width} tokens")
-            elif width:
-                ops.append(f"draft   -> {width} tokens")
-            begin, end = places[TARGET]
-            ops.append(f"verify  target[{begin}..{end}) rows={end - begin}")
-            if kept is not None and lane in kept:
-                count = kept[lane]
-                ops.append(f"accept  {max(0, count - 1)} of {width}; {count} kept")
-                ops.append(f"commit  target..{length + count - 1} ; release target {end - begin - count}")
-        else:
-            ops += [f"prefill {parts[0]}", f"commit  {parts[0]}"] if parts else []
-        blocks.append("\n".join([head, *(f"  %{n} = {op}" for n, op in enumerate(ops))]))
-    return "\n".join(blocks)

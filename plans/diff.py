@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import fields
 
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import Program
+from slotwise.plans.program import Program, RolePlan
 from slotwise.plans.show import size
 
 
@@ -45,6 +45,7 @@ def _table(left: dict[str, str], right: dict[str, str]) -> list[str]:
 def _options(left: Plan, right: Plan) -> list[str]:
     def table(plan: Plan) -> dict[str, str]:
         found = {field.name: str(getattr(plan.options, field.name)) for field in fields(plan.options)}
+        found["dtype"] = "the checkpoint's" if plan.options.dtype is None else plan.options.dtype.value
         found["backend"] = "; ".join(f"{op}: {', '.join(names)}" for op, names in plan.options.backend)
         return {**found, "drafter": plan.draft}
 
@@ -63,15 +64,16 @@ def _memory(left: Plan, right: Plan) -> list[str]:
 
 
 def _roles(left: Plan, right: Plan) -> list[str]:
-    def table(plan: Plan) -> dict[str, str]:
-        return {
-            f"{role.role}.{field.name}": str(getattr(role, field.name))
-            for role in plan.roles
-            for field in fields(role)
-            if field.name not in ("parameters", "caches")
-        }
+    before, after = ({role.role: role for role in plan.roles} for plan in (left, right))
+    rows = _table(*({name: f"{role.model}" for name, role in roles.items()} for roles in (before, after)))
+    for name in sorted(before.keys() & after.keys()):
+        rows += [f"{name}.{row}" for row in _table(_role_fields(before[name]), _role_fields(after[name]))]
+    return rows
 
-    return _table(table(left), table(right))
+
+def _role_fields(role: RolePlan) -> dict[str, str]:
+    names = [field.name for field in fields(role) if field.name not in ("role", "model", "parameters", "caches")]
+    return {name: str(getattr(role, name)) for name in names} | {"dtype": role.dtype.value}
 
 
 def _steps(left: Plan, right: Plan) -> list[str]:
@@ -83,9 +85,8 @@ def _steps(left: Plan, right: Plan) -> list[str]:
             seen: Counter[str] = Counter()
             for op in step.ops:
                 seen[op.op] += 1
-                found[f"{step.name}: {op.op}" + (f" {seen[op.op]}" if seen[op.op] > 1 else "")] = " ".join(
-                    str(op).partition("#")[0].split()[1:]
-                )
+                text = " ".join(str(op).partition("#")[0].split()[1:])
+                found[f"{step.name}: {op.op}" + (f" {seen[op.op]}" if seen[op.op] > 1 else "")] = text or op.note
         return found
 
     return _table(table(left), table(right))
@@ -94,16 +95,17 @@ def _steps(left: Plan, right: Plan) -> list[str]:
 def _programs(left: Plan, right: Plan) -> list[str]:
     before = {program.name: program for program in left.programs}
     after = {program.name: program for program in right.programs}
-    rows: list[str] = []
-    for name in sorted(before.keys() | after.keys(), key=_natural):
-        if name not in before or name not in after:
-            rows.append(
-                f"{name}: {'absent' if name not in before else 'present'} -> "
-                f"{'absent' if name not in after else 'present'}"
-            )
-        elif before[name] != after[name]:
+    rows = _table(_bucket_table(left), _bucket_table(right))
+    for name in sorted(before.keys() & after.keys(), key=_natural):
+        if before[name] != after[name]:
             rows += [f"{name}: {line}" for line in _calls(before[name], after[name])]
     return rows
+
+
+def _bucket_table(plan: Plan) -> dict[str, str]:
+    """Role and kind -> the rows that there are programs for."""
+    kinds = dict.fromkeys((program.role, program.kind) for program in plan.programs)
+    return {f"{role}.{kind} rows": ", ".join(map(str, plan.buckets(role, kind))) for role, kind in kinds}
 
 
 def _calls(left: Program, right: Program) -> list[str]:

@@ -56,10 +56,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One upper bound of the draft width, with its reason."""
+    """One upper bound of the draft width, with its reason: a short name, a colon, and what it is about."""
 
     bound: Affine
     reason: str
+
+    @property
+    def name(self) -> str:
+        """The short name."""
+        return self.reason.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +118,11 @@ class Step:
 def decode_step(draft: str, acceptance: str) -> Step:
     """The decode step for a drafter of kind `draft` (`none`, `ngram`, `model`)."""
     limits = [
-        Limit(SPECULATE, "the plan's width, adapted to acceptance"),
+        Limit(SPECULATE, "speculate: the plan's width, adapted to acceptance"),
         Limit(CAPACITY - LENGTH - 1, "target room: capacity C means C tokens"),
-        Limit(ROTARY - LENGTH, "the last row's position is in the rotary table"),
-        Limit(ROOM - LENGTH, "pages"),
-        Limit(BUDGET - 1, "max_new_tokens is the user's"),
+        Limit(ROTARY - LENGTH, "rotary table: it has a row for the last position"),
+        Limit(ROOM - LENGTH, "pages: what the pool can give"),
+        Limit(BUDGET - 1, "budget: max_new_tokens is the user's"),
     ]
     target = Span("target", LENGTH - 1, LENGTH + WIDTH)
     reserved: tuple[Span, ...] = (target,)

@@ -30,12 +30,12 @@ def test_speculating_is_seen_in_options_steps_programs_and_buffers(tiny_model: T
     for line in (
         "  speculate: 0 -> 5",
         "  drafter: none -> model",
-        "  draft.capacity: absent -> 40",
+        "  draft: absent -> tiny-draft",
         "  decode: draft: absent -> draft[filled .. len + k - 1)",
         "  prefill draft: prefill: absent -> draft[begin .. begin + chunk)",
         "  decode: k <= draft_capacity - len + 1: absent -> draft room: its last draft's K and V are not written",
-        "  draft.decode.1: absent -> present",
-        "  sampler.accept.1: absent -> present",
+        "  draft.decode rows: absent -> 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 56",
+        "  sampler.accept rows: absent -> 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 56",
         "  accepted: absent -> i32[56]",
     ):
         assert line in lines
@@ -73,7 +73,7 @@ def test_a_difference_that_prints_the_same_is_not_hidden(tiny_plan: Plan) -> Non
         "programs\n  target.decode.1: same kernels; specs, attributes, parameters or placements differ"
     )
     renamed = dataclasses.replace(tiny_plan, roles=(dataclasses.replace(tiny_plan.roles[0], parameters=()),))
-    assert "draft.capacity: 30 -> absent" in tiny_plan.diff(renamed)
+    assert "draft: tiny-draft -> absent" in tiny_plan.diff(renamed)
     bare = dataclasses.replace(
         tiny_plan, roles=(dataclasses.replace(tiny_plan.roles[0], caches=()), *tiny_plan.roles[1:])
     )

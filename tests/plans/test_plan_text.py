@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from slotwise.core.model import ModelSpec
 from slotwise.models.load import load_model
-from slotwise.plans.binding import bind_decode, bind_prefill, show_binding
+from slotwise.plans.binding import bind_decode, bind_prefill
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan
 from slotwise.plans.show import show_plan, show_program, size
+from slotwise.plans.show_binding import show_binding
 from slotwise.plans.step import VARIABLES, decode_step, prefill_step
 
 PRINT_PLAN = """
@@ -79,19 +80,29 @@ def test_every_variable_of_a_step_is_explained(draft: str) -> None:
 
 def test_a_bound_step_reads_as_a_story() -> None:
     lanes, length = np.array([2, 0]), np.array([4092, 7])
-    binding = bind_decode(
-        decode_step("model", "coupled"), 3, (11, 12), lanes, length, np.array([3, 0]), np.array([4091, 6])
-    )
+    known = {
+        "len": length,
+        "speculate": np.array([5, 0]),
+        "budget": np.array([10, 90]),
+        "room": 2**40,
+        "capacity": 4096,
+        "rotary": 4096,
+        "draft_capacity": 4096,
+    }
+    filled = np.array([4091, 6])
+    binding = bind_decode(decode_step("model", "coupled"), 3, (11, 12), lanes, length, np.array([3, 0]), filled, known)
     assert show_binding(binding, {2: 3}) == "\n".join(
         [
             "step 3 decode  seq=11 lane=2 len=4092",
-            "  %0 = reserve target[4091..4095) draft[4091..4094)  # k = 3",
+            "  %0 = reserve target[4091..4095) draft[4091..4094)  "
+            "# k = min(speculate 5, target room 3, rotary table 4, budget 9, draft room 5) = 3",
             "  %1 = draft   draft[4091..4094) -> 3 tokens",
             "  %2 = verify  target[4091..4095) rows=4",
             "  %3 = accept  2 of 3; 3 kept",
-            "  %4 = commit  target..4094 ; release target 1",
+            "  %4 = commit  target..4094 draft..4094 ; release target 1 draft 0",
             "step 3 decode  seq=12 lane=0 len=7",
-            "  %0 = reserve target[6..7)  # k = 0",
+            "  %0 = reserve target[6..7)  "
+            "# k = min(speculate 0, target room 4088, rotary table 4089, budget 89, draft room 4090) = 0",
             "  %1 = verify  target[6..7) rows=1",
         ]
     )

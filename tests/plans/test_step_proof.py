@@ -142,10 +142,10 @@ def _changed(step: Step, index: int, by: int | None) -> Step:
 
 
 FAULTS = {
-    "the plan's width": "no wider than asked",
+    "speculate": "no wider than asked",
     "target room": "the sequence within capacity",
     "pages": "within pages",
-    "max_new_tokens": "drafts have room",
+    "budget": "drafts have room",
     "draft room": "the draft within its capacity",
 }
 
@@ -154,7 +154,7 @@ FAULTS = {
 @pytest.mark.parametrize("reason", FAULTS)
 def test_prover_and_lives_agree_that_a_limit_is_needed(reason: str, by: int | None) -> None:
     step = decode_step("model", "coupled")
-    (index,) = [i for i, limit in enumerate(step.limits) if limit.reason.startswith(reason)]
+    (index,) = [i for i, limit in enumerate(step.limits) if limit.name == reason]
     changed = _changed(step, index, by)
     assert FAULTS[reason] in _faults(changed, "model", 17)
     with pytest.raises(VerificationError):
@@ -164,7 +164,7 @@ def test_prover_and_lives_agree_that_a_limit_is_needed(reason: str, by: int | No
 def test_a_rotary_table_as_long_as_the_capacity_never_decides() -> None:
     """The prover asks for the limit all the same: it takes no word for how long the table is."""
     step = decode_step("model", "coupled")
-    (index,) = [i for i, limit in enumerate(step.limits) if "rotary" in limit.reason]
+    (index,) = [i for i, limit in enumerate(step.limits) if limit.name == "rotary table"]
     changed = _changed(step, index, None)
     assert not _faults(changed, "model", 17)
     with pytest.raises(VerificationError) as caught:
