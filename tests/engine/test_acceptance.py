@@ -101,7 +101,7 @@ def test_rejection_keeps_the_distribution(draft: str, sampling: dict[str, Any]) 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_rejection_keeps_the_distribution_over_many_draws(draft: str, sampling: dict[str, Any]) -> None:
-    assert_kept(draft, sampling, 20 * RUNS)
+    assert_kept(draft, sampling, 10 * RUNS)
 
 
 def assert_kept(draft: str, sampling: dict[str, Any], runs: int) -> None:
@@ -132,7 +132,7 @@ def test_greedy_rejection_gives_the_greedy_tokens(draft: str) -> None:
 
 def test_a_draft_model_that_is_the_target_is_always_accepted_by_both_rules() -> None:
     for acceptance in ("coupled", "rejection"):
-        engine = tiny_engine(MODEL, MODEL, acceptance=acceptance, adaptive=False, speculate=3)
+        engine = tiny_engine(MODEL, MODEL, acceptance=acceptance, adaptive=False, speculate=3, invariant_prefill=True)
         for completion in run(engine, [request(PROMPT[:4], 21, temperature=1.0, seed=seed) for seed in range(3)]):
             assert completion.stats.accepted == completion.stats.drafted
             # One token from the prompt, then five runs of four.

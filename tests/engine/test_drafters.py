@@ -17,6 +17,8 @@ from slotwise.plans.step import decode_step
 from .tiny import alone, finish, outcome, prompt_of, request, run, tiny_engine, tiny_model
 
 MODEL = tiny_model(1, layers=2)
+PERFECT: dict[str, Any] = {"draft": MODEL, "adaptive": False, "invariant_prefill": True}
+"""A draft model with the target's weights, whose prefill gives the target's bits wherever its chunks end."""
 
 
 def ints(*values: int) -> Any:
@@ -92,12 +94,12 @@ def test_a_draft_model_with_the_targets_weights_gets_every_draft_accepted() -> N
     # A row of its cache that were missing, late or another token's would show here.
     for temperature in (0.0, 0.7, 1.5):
         wanted = [request(prompt_of(3 + 2 * n, n), 25, temperature=temperature, seed=n) for n in range(4)]
-        for completion in run(tiny_engine(MODEL, MODEL, adaptive=False, speculate=4), wanted):
+        for completion in run(tiny_engine(MODEL, **PERFECT, speculate=4), wanted):
             assert completion.stats.accepted == completion.stats.drafted > 15
 
 
 def test_a_long_prompt_is_drafted_for_only_once_the_draft_model_has_read_it() -> None:
-    engine = tiny_engine(MODEL, MODEL, adaptive=False, prefill_chunk=4, speculate=2)
+    engine = tiny_engine(MODEL, **PERFECT, prefill_chunk=4, speculate=2)
     sequence = engine.add(request(prompt_of(30), 20))
     widths = [int(binding.width[0]) for binding in bindings(engine)]
     assert widths[0] == 0
@@ -107,12 +109,12 @@ def test_a_long_prompt_is_drafted_for_only_once_the_draft_model_has_read_it() ->
 
 def test_penalties_count_drafts_so_that_a_perfect_draft_model_stays_perfect() -> None:
     sampling = {"repetition_penalty": 1.5, "frequency_penalty": 0.7, "presence_penalty": 0.5, "temperature": 0.9}
-    (completion,) = run(tiny_engine(MODEL, MODEL, adaptive=False, speculate=5), [request(prompt_of(5), 30, **sampling)])
+    (completion,) = run(tiny_engine(MODEL, **PERFECT, speculate=5), [request(prompt_of(5), 30, **sampling)])
     assert completion.stats.accepted == completion.stats.drafted > 15
 
 
 def test_a_preempted_sequence_drafts_again_after_its_return() -> None:
-    engine = tiny_engine(MODEL, MODEL, capacity=30, pages=10, page_size=3, max_sequences=2, adaptive=False, speculate=3)
+    engine = tiny_engine(MODEL, **PERFECT, capacity=30, pages=10, page_size=3, max_sequences=2, speculate=3)
     sequences = [engine.add(request(prompt_of(8, n), 20)) for n in range(2)]
     while not sequences[1].preemptions:
         engine.step()

@@ -197,6 +197,17 @@ def test_the_request_alone_decides_its_tokens_and_log_probabilities(world: World
     check(world)
 
 
+@given(worlds())
+@settings(max_examples=15)
+def test_where_prefill_keeps_rows_apart_not_even_the_chunks_matter(world: World) -> None:
+    # What decoding wrote is then shared too.
+    engine = tiny_engine(world.target(), world.drafter(), invariant_prefill=True, **dict(world.options))
+    assert engine.plan.prefill_is_invariant
+    for one, sequence in zip(world.requests, serve(engine, world), strict=True):
+        expected = alone(world.target(), one, capacity=CAPACITY, prefill_chunk=16, invariant_prefill=True)
+        assert outcome(sequence.completion()) == outcome(expected)
+
+
 @pytest.mark.slow
 @given(worlds())
 @settings(max_examples=3000)

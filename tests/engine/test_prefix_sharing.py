@@ -100,6 +100,26 @@ def test_what_decoding_wrote_is_not_shared_where_prefill_would_compute_other_bit
     assert outcome(second) == outcome(alone(MODEL, again, prefill_chunk=8))
 
 
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_what_decoding_wrote_is_shared_where_prefill_computes_the_same_bits(draft: str) -> None:
+    engine = engine_for(draft, invariant_prefill=True)
+    (first,) = run(engine, [request(STEM[:10], 20)])
+    again = request((*STEM[:10], *first.token_ids), 5)
+    (second,) = run(engine, [again])
+    assert second.stats.shared_tokens == 28
+    assert outcome(second) == outcome(alone(MODEL, again, prefill_chunk=5, invariant_prefill=True))
+
+
+def test_pages_of_a_prompts_last_part_of_a_chunk_are_not_shared() -> None:
+    # A longer prompt computes those positions within a whole chunk, with other bits.
+    engine = engine_for()
+    for length in (21, 31, 35):
+        one = request(STEM[:length], 6)
+        (completion,) = run(engine, [one])
+        assert outcome(completion) == outcome(alone(MODEL, one, prefill_chunk=8))
+        assert engine.ledger["target"].pool.count().cached == length // 8 * 2
+
+
 def test_nothing_is_shared_when_sharing_is_off() -> None:
     engine = engine_for("model", share_prefixes=False)
     one = request(STEM, 5)

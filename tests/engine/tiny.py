@@ -12,8 +12,10 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
+from slotwise.core.backend import Backend, Kernel, Launch, Tensors, load_backend
 from slotwise.core.graph import GraphBuilder, Value
 from slotwise.core.model import ModelSpec
 from slotwise.core.pages import SCRATCH_PAGE
@@ -133,9 +135,48 @@ DraftChoice = TinyModel | str | None
 
 
 @functools.cache
-def tiny_plan(target: ModelSpec, draft: ModelSpec | str | None, options: PlanOptions) -> Plan:
-    """`compile_plan`, once for each choice."""
-    return compile_plan(target, draft=draft, options=options)
+def tiny_plan(
+    target: ModelSpec, draft: ModelSpec | str | None, options: PlanOptions, invariant_prefill: bool = False
+) -> Plan:
+    """`compile_plan`, once for each choice; `invariant_prefill` hides kernels whose rows are not kept apart."""
+    backend = row_by_row() if invariant_prefill else uneven()
+    with mock.patch("slotwise.plans.compile.load_backend", return_value=backend):
+        return compile_plan(target, draft=draft, options=options)
+
+
+@functools.cache
+def row_by_row() -> Backend:
+    """The reference without kernels that do not keep rows apart."""
+    reference = load_backend("reference")
+    return replace(reference, kernels=tuple(k for k in reference.kernels if k.invariant_rows != 0))
+
+
+@functools.cache
+def uneven() -> Backend:
+    """The reference, but where a projection need not keep rows apart it shows: each result depends on its row's place.
+
+    At these sizes PyTorch seldom rounds by the number of rows; here any chunk that begins elsewhere changes bits.
+    """
+    reference = load_backend("reference")
+    return replace(reference, kernels=tuple(_uneven(k) if k.invariant_rows == 0 else k for k in reference.kernels))
+
+
+def _uneven(kernel: Kernel) -> Kernel:
+    if not kernel.op.startswith("linear"):
+        return kernel
+
+    def bind(inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Any, workspace: torch.Tensor | None) -> Launch:
+        launch, rows = kernel.bind(inputs, outputs, attrs, workspace), len(outputs[0])
+        factor = 1 + 0.01 * torch.sin(torch.arange(rows) + rows)
+
+        def launch_unevenly() -> None:
+            launch()
+            for output in outputs:
+                output.mul_(factor.view(-1, *[1] * (output.dim() - 1)))
+
+        return launch_unevenly
+
+    return replace(kernel, bind=bind)
 
 
 def tiny_engine(
@@ -145,13 +186,16 @@ def tiny_engine(
     pieces: TokenPieces | None = None,
     eos_ids: Iterable[int] = (),
     drafter: Drafter | None = None,
+    invariant_prefill: bool = False,
     **options: Any,
 ) -> Engine:
     """An engine over tiny models; `options` are the plan's."""
     chosen = PlanOptions(**{"max_sequences": 4, "decode_rows": 8, "page_size": 3, "prefill_chunk": 7, **options})
-    plan = tiny_plan(target.spec, draft.spec if isinstance(draft, TinyModel) else draft, chosen)
+    drafting = draft.spec if isinstance(draft, TinyModel) else draft
+    plan = tiny_plan(target.spec, drafting, chosen, invariant_prefill)
     weights = {TARGET: target.weights} | ({DRAFT: draft.weights} if isinstance(draft, TinyModel) else {})
-    return Engine(plan, weights, pieces=pieces, eos_ids=eos_ids, drafter=drafter)
+    with mock.patch("slotwise.engine.executor.load_backend", return_value=uneven()):
+        return Engine(plan, weights, pieces=pieces, eos_ids=eos_ids, drafter=drafter)
 
 
 def request(prompt: Sequence[int], max_new_tokens: int = 8, **sampling: Any) -> Request:
