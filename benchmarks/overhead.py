@@ -1,6 +1,7 @@
 """Host time of a decode step outside kernels, by phase: planning, binding, verifying, feeding, dispatch, settling.
 
-    python benchmarks/overhead.py [--model examples/models/stories] [--draft examples/models/stories-draft] [--json FILE]
+    python benchmarks/overhead.py [--model examples/models/stories] [--draft examples/models/stories-draft] [--json
+    FILE]
 
 Kernels are replaced by calls that do nothing, so what is left is what the engine costs. The same step is measured for
 batches of 1, 16 and 256 sequences, without drafts and with drafts of a fixed width. Medians over many steps, in
@@ -21,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-
 import slotwise.engine.model_call as model_call
 import slotwise.engine.planner as planner
+import torch
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
 from slotwise.engine.sampling import Sampling
