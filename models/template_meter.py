@@ -13,9 +13,8 @@ from typing import Any
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.utils import Namespace
 
-MAX_STEPS = 2_000_000
+MAX_STEPS = 2_000_000  # also the most entries that a list can have, since each one is a step
 MAX_TEXT = 10_000_000  # characters in one value, and in the output
-MAX_ITEMS = 1_000_000  # entries of one list or mapping
 MAX_BITS = 16_384  # of an integer: Python prints no more than 4300 digits
 _CHARACTERS_PER_STEP = 256
 
@@ -77,8 +76,6 @@ class Meter:
         known = self._sizes.get(id(value))
         if known is not None:
             return known[1]
-        if len(value) > MAX_ITEMS:
-            raise TemplateLimitError(f"the template builds a list of more than {MAX_ITEMS} entries")
         self.spend(1 + len(value))
         entries: Iterable[object] = chain.from_iterable(value.items()) if isinstance(value, Mapping) else value
         total = 2
@@ -95,8 +92,6 @@ class Meter:
         if isinstance(value, Iterator):
             return self._counted(value)
         if isinstance(value, str | list | tuple | Mapping | range | KeysView | ValuesView | ItemsView | set):
-            if len(value) > MAX_ITEMS:
-                raise TemplateLimitError(f"the template makes a list of more than {MAX_ITEMS} entries")
             self.spend(1 + len(value))
         return value
 

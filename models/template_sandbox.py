@@ -25,8 +25,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from slotwise.models.template_meter import (
     MAX_BITS,
-    MAX_ITEMS,
-    MAX_TEXT,
     Meter,
     TemplateLimitError,
     TemplateRefusalError,
@@ -266,8 +264,6 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             return __self._replaced(owner, *args, **kwargs)
         if isinstance(owner, str) and name in ("split", "rsplit", "splitlines"):
             separators = len(owner) if name == "splitlines" or not args or args[0] is None else owner.count(args[0])
-            if separators > MAX_ITEMS:
-                raise TemplateLimitError(f"the template makes a list of more than {MAX_ITEMS} entries")
             meter.spend(separators)
         return meter.admit(__obj(*args, **kwargs))
 
@@ -282,7 +278,7 @@ class MeteredEnvironment(ImmutableSandboxedEnvironment):
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
                     meter.expect(meter.size(value) * times)
-                    meter.expect(len(value) * times * (1 if isinstance(value, str) else MAX_TEXT // MAX_ITEMS))
+                    meter.spend(0 if isinstance(value, str) else len(value) * max(0, times))
         whole = isinstance(left, int) and isinstance(right, int)
         if operator == "**" and whole and left.bit_length() * abs(right) > MAX_BITS:
             raise TemplateLimitError(f"the template computes an integer of more than {MAX_BITS} bits")

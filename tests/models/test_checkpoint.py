@@ -63,7 +63,8 @@ def test_reading_weights_commits_no_memory() -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("this system does not list a process's mapped files")
-    mapped = [line.split()[0].split("-") for line in maps.read_text().splitlines() if line.endswith(str(info.file))]
+    file = os.path.realpath(info.file)
+    mapped = [line.split()[0].split("-") for line in maps.read_text().splitlines() if line.endswith(file)]
     assert any(int(start, 16) <= first.data_ptr() < int(end, 16) for start, end in mapped)
 
 

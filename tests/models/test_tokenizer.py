@@ -62,6 +62,43 @@ def test_any_text_has_the_ids_of_transformers(folder: Path, text: str) -> None:
     assert all(0 <= index < ours.vocab_size for index in ids)
 
 
+@pytest.mark.parametrize("prefixed", [None, True, False])
+@pytest.mark.parametrize("legacy", [None, True, False])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", None])
+def test_a_llama_tokenizer_is_rebuilt_as_transformers_rebuilds_it(
+    tmp_path: Path, model_type: str | None, legacy: bool | None, prefixed: bool | None
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    options = {"legacy": legacy, "add_prefix_space": prefixed}
+    settled = {key: value for key, value in options.items() if value is not None}
+    vocab = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", "▁", "a", "b", "▁a", "<0x0A>"])}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": index, "content": token, **special} for token, index in list(vocab.items())[:3]],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        },
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [["▁", "a"]], "unk_token": "<unk>", "byte_fallback": True},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", **settled})
+    )
+    if model_type is not None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    ours, theirs = Tokenizer.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("", " ", "a", " a", "  a b", "ab</s> a", "\nq", "<s>a"):
+        ids = theirs.encode(text)
+        assert ours.encode(text) == ids, text
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
+
+
 @given(text=st.text(max_size=60))
 def test_a_byte_level_tokenizer_gives_back_any_text(text: str) -> None:
     tokenizer, _ = pair(BUNDLED[0])
