@@ -139,13 +139,6 @@ class PagePool:
         held = int(np.count_nonzero(self.references[1:]))
         return PageCount(self.total, len(self._free), held, len(self._cached))
 
-    def forget_prefixes(self) -> None:
-        """Drop every published prefix; cached pages become free, held ones private to nobody until given back."""
-        for page in list(self._node_of_page):
-            self._unpublish(page)
-        self._free.extend(self._cached)
-        self._cached.clear()
-
     def _unpublish(self, page: int) -> None:
         node = self._node_of_page.pop(page)
         del self._page_of_node[node]

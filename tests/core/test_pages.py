@@ -86,18 +86,6 @@ def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
     assert pool.find_prefix([7, 8], 9) == pages[:1]
 
 
-def test_forgotten_prefixes_free_what_nobody_holds() -> None:
-    pool = PagePool(3, 1)
-    held = _published(pool, (7,))
-    cached = _published(pool, (5,), lane=1)
-    pool.give_back(cached[0], 1)
-    pool.forget_prefixes()
-    assert pool.count() == PageCount(3, 2, 1, 0)
-    assert pool.find_prefix([7], 9) == pool.find_prefix([5], 9) == []
-    pool.give_back(held[0], 0)
-    assert pool.count() == PageCount(3, 3, 0, 0)
-
-
 @pytest.mark.parametrize(
     ("action", "error", "text"),
     [

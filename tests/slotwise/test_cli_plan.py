@@ -83,7 +83,7 @@ def test_diff_names_differences_and_exits_with_1(run: Run, stories: Path, storie
     assert "speculate: 5 -> 0" in done.out
     other = run("plan", "diff", stories, stories_draft, *SMALL)
     assert other.code == 1
-    assert "target.model: stories -> stories-draft" in other.out
+    assert "target: stories -> stories-draft" in other.out
 
 
 def test_options_after_against_change_the_second_plan_alone(run: Run, stories: Path) -> None:
