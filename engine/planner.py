@@ -33,6 +33,8 @@ class DecodePlanner:
         self._lanes = lanes
         self._ledger = ledger
         self._target = ledger[TARGET]
+        # A step reserves at most its drafts, its pending token and what the draft role catches up with.
+        self._most_pages = 1 + -(-2 * (plan.options.speculate + 1) // target.page_size)
         self._draft: RoleLedger | None = ledger.roles.get(DRAFT)
 
     def lacks_pages(self, chosen: Ints) -> bool:
@@ -73,23 +75,23 @@ class DecodePlanner:
     def _fit_draft(self, chosen: Ints, length: Ints, width: Ints) -> Ints:
         """`width`, but 0 for lanes that the draft role's pool has no pages for."""
         draft = self._draft
-        some = np.flatnonzero(width)
-        if draft is None or not some.size or self._fits(draft, chosen[some], (length + width)[some] - 1):
+        if draft is None or self._fits(draft, chosen, length + width - 1):
             return width
         left = draft.pool.available
         short = draft.pages_short(chosen, length + width - 1)
         fitted = width.copy()
-        for i in some.tolist():
+        for i in np.flatnonzero(width).tolist():
             if short[i] <= left:
                 left -= int(short[i])
             else:
                 fitted[i] = 0
         return fitted
 
-    @staticmethod
-    def _fits(role: RoleLedger, chosen: Ints, ends: Ints) -> bool:
-        short = role.pages_short(chosen, ends)
-        return not np.count_nonzero(short) or int(short.sum()) <= role.pool.available
+    def _fits(self, role: RoleLedger, chosen: Ints, ends: Ints) -> bool:
+        """Whether the pool has the pages for each lane to reach its end; in a roomy pool nothing need be counted."""
+        if role.pool.available >= chosen.size * self._most_pages:
+            return True
+        return int(role.pages_short(chosen, ends).sum()) <= role.pool.available
 
     @staticmethod
     def _rooms(role: RoleLedger, chosen: Ints, needed: Ints, wanted: Ints) -> Ints:

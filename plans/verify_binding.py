@@ -7,7 +7,7 @@ are a few array operations, microseconds for a batch, and always on.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -115,71 +115,101 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
     Raises VerificationError: `row order`, `slots` (a row's slot is not its lane's own page for that position),
     `kv length` (something would be read that was never written), `page table`, or `padding`.
     """
-    rows, n = filled.rows, filled.lanes.size
-    size, pool = ledger.page_size, ledger.pool
-    starts = inputs.row_start
-    if rows > inputs.rows or starts[0] != 0 or some(starts[1 : n + 1] <= starts[:n]) or starts[n] != rows:
+    rows, n, lanes = filled.rows, filled.lanes.size, filled.lanes
+    starts, end = inputs.row_start, inputs.kv_len[:n]
+    if rows > inputs.rows or starts[0] != 0 or starts[n] != rows:
         raise VerificationError("row order", f"{filled.role}: row_start {starts.tolist()} does not cover {rows} rows")
-    count = np.diff(starts[: n + 1])
-    begin, end = inputs.kv_len[:n] - count, inputs.kv_len[:n]
-    if some((begin != filled.begin) | (end != filled.end) | (end > ledger.reserved[filled.lanes])):
+    count = starts[1 : n + 1] - starts[:n]
+    begin, written = end - count, ledger.written[lanes]
+    needed = -(-end // ledger.page_size)
+    disordered = count < 1
+    unplanned = (begin != filled.begin) | (end != filled.end) | (end > ledger.reserved[lanes])
+    unwritten = (begin > written) | (begin < ledger.committed[lanes])
+    unowned = needed > ledger.page_count[lanes]
+    # One question in the usual case; which rule it was is asked only when there is something to say.
+    if some(disordered | unplanned | unwritten | unowned):
+        _explain_spans(inputs, filled, ledger, disordered, unplanned, unwritten)
+    _verify_slots(inputs, filled, ledger, count)
+    columns = int(needed.max())
+    if some(inputs.page_table[:n, :columns] != ledger.page_table[lanes, :columns]):
+        table, held = inputs.page_table[:n, :columns], ledger.page_table[lanes, :columns]
+        bad = int(np.flatnonzero((table != held).any(axis=1))[0])
         raise VerificationError(
-            "kv length",
-            f"{filled.role}: kv_len {end.tolist()} with {count.tolist()} rows is not the planned span "
-            f"{filled.begin.tolist()} .. {filled.end.tolist()} within reserved "
-            f"{ledger.reserved[filled.lanes].tolist()}",
+            "page table",
+            f"{filled.role}: lane {lanes[bad]} would read pages {table[bad].tolist()}, it holds {held[bad].tolist()}",
         )
-    written, committed = ledger.written[filled.lanes], ledger.committed[filled.lanes]
-    if some((begin > written) | (begin < committed)):
-        raise VerificationError(
-            "kv length",
-            f"{filled.role}: rows from positions {begin.tolist()} must follow what is written, up to "
-            f"{written.tolist()}, and what is committed, up to {committed.tolist()}",
-        )
-    position = inputs.positions[:rows]
-    lane = filled.lanes if rows == n else np.repeat(filled.lanes, count)
-    expected = begin if rows == n else np.arange(rows) + np.repeat(begin - starts[:n], count)
+    if rows < inputs.rows and some(inputs.slots[rows:] // ledger.page_size != SCRATCH_PAGE):
+        raise VerificationError("padding", f"{filled.role}: padded rows must write the scratch slot")
+    if n < inputs.rows:
+        reads = (starts[n + 1 :] != rows) | (inputs.kv_len[n:] != 0)
+        if some(reads) or some(inputs.page_table[n:, :columns] != SCRATCH_PAGE):
+            raise VerificationError(
+                "padding", f"{filled.role}: padded rows must belong to no sequence and read nothing"
+            )
+    ledger.written[lanes] = np.maximum(written, end)
+
+
+def _verify_slots(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, count: Ints32) -> None:
+    """Every row stands at its position, and its slot is that position's in its lane's own page."""
+    rows, n, size, pool = filled.rows, filled.lanes.size, ledger.page_size, ledger.pool
+    position, slots = inputs.positions[:rows], inputs.slots[:rows]
+    if rows == n:
+        lane, expected = filled.lanes, filled.begin
+    else:
+        lane = np.repeat(filled.lanes, count)
+        expected = np.arange(rows) + np.repeat(filled.begin - inputs.row_start[:n], count)
+    page = slots // size
+    # Looking up a page that does not exist gives another's entry; that it does not exist is asked beside it.
+    owner, ordinal = pool.owner.take(page, mode="clip"), pool.ordinal.take(page, mode="clip")
+    outside = (page < 0) | (page > pool.total)
+    wrong = outside | (owner != lane) | ((ordinal - page) * size + slots != position)
+    if not some(wrong | (position != expected)):
+        return
     if some(position != expected):
         raise VerificationError(
             "row order", f"{filled.role}: positions {position.tolist()}, expected {expected.tolist()}"
         )
-    page = inputs.slots[:rows] // size
-    if some((page < 0) | (page > pool.total)):
-        raise VerificationError(
-            "slots", f"{filled.role}: slots {inputs.slots[:rows].tolist()} are not all in the {pool.total} pages"
-        )
-    offset = inputs.slots[:rows] - page * size
-    wrong = (pool.owner[page] != lane) | (pool.ordinal[page] * size + offset != position)
-    if some(wrong):
-        bad = int(np.flatnonzero(wrong)[0])
-        raise VerificationError(
-            "slots",
-            f"{filled.role}: row {bad} of lane {lane[bad]} at position {position[bad]} would write slot "
-            f"{inputs.slots[bad]}, which is page {page[bad]} (owner {pool.owner[page[bad]]}, page number "
-            f"{pool.ordinal[page[bad]]} of its sequence)",
-        )
-    _verify_page_table(inputs, filled, ledger, end)
-    if some(inputs.slots[rows:] // size != SCRATCH_PAGE) or some(starts[n:] != rows) or some(inputs.kv_len[n:]):
-        raise VerificationError("padding", f"{filled.role}: padded rows must use the scratch slot and read nothing")
-    ledger.written[filled.lanes] = np.maximum(written, end)
+    bad = int(np.flatnonzero(wrong)[0])
+    where = (
+        "in no page" if outside[bad] else f"page {page[bad]} (owner {owner[bad]}, number {ordinal[bad]} of its pages)"
+    )
+    raise VerificationError(
+        "slots",
+        f"{filled.role}: row {bad} of lane {lane[bad]} at position {position[bad]} would write slot {slots[bad]}, "
+        f"which is {where}",
+    )
 
 
-def _verify_page_table(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, end: Ints32) -> None:
-    n, size = filled.lanes.size, ledger.page_size
-    needed = -(-end // size)
-    columns = int(needed.max())
-    table = inputs.page_table[:n, :columns]
-    read = np.arange(columns) < needed[:, None]
-    held = (table != SCRATCH_PAGE) & (table == ledger.page_table[filled.lanes, :columns])
-    if some(read & ~held):
-        bad = int(np.flatnonzero((read & ~held).any(axis=1))[0])
+def _explain_spans(
+    inputs: RowInputs,
+    filled: FilledRows,
+    ledger: RoleLedger,
+    disordered: npt.NDArray[np.bool_],
+    unplanned: npt.NDArray[np.bool_],
+    unwritten: npt.NDArray[np.bool_],
+) -> NoReturn:
+    """Say which rule the rows of a call break."""
+    n, lanes = filled.lanes.size, filled.lanes
+    starts, end = inputs.row_start[: n + 1].tolist(), inputs.kv_len[:n].tolist()
+    if some(disordered):
+        raise VerificationError("row order", f"{filled.role}: row_start {starts} must rise by a row a sequence")
+    if some(unplanned):
         raise VerificationError(
-            "page table",
-            f"{filled.role}: lane {filled.lanes[bad]} would read pages {table[bad].tolist()}, it holds "
-            f"{ledger.page_table[filled.lanes[bad], :columns].tolist()}",
+            "kv length",
+            f"{filled.role}: kv_len {end} with rows {starts} is not the planned span {filled.begin.tolist()} .. "
+            f"{filled.end.tolist()} within reserved {ledger.reserved[lanes].tolist()}",
         )
-    if some(inputs.page_table[n:, :columns] != SCRATCH_PAGE):
-        raise VerificationError("padding", f"{filled.role}: padded rows of the page table must be the scratch page")
+    if some(unwritten):
+        raise VerificationError(
+            "kv length",
+            f"{filled.role}: rows up to {end}, with rows {starts}, must follow what is written, up to "
+            f"{ledger.written[lanes].tolist()}, and what is committed, up to {ledger.committed[lanes].tolist()}",
+        )
+    raise VerificationError(
+        "page table",
+        f"{filled.role}: kv_len {end} goes past the pages held, {ledger.page_count[lanes].tolist()} of "
+        f"{ledger.page_size} slots",
+    )
 
 
 def _show(span: BoundSpan) -> str:

@@ -25,4 +25,5 @@ heading "import arrows"
 (cd "$tree" && ../../.venv/bin/lint-imports --no-logo --config ../../pyproject.toml --cache-dir ../../.import_linter_cache)
 
 heading "pytest"
-.venv/bin/python -m pytest "$@"
+# Two workers: what the smallest machines have; tests keep PyTorch to one thread each.
+.venv/bin/python -m pytest -n 2 "$@"
