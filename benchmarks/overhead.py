@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
 import slotwise.engine.model_call as model_call
 import slotwise.engine.planner as planner
-import torch
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
 from slotwise.engine.sampling import Sampling

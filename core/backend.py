@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
 from slotwise.core.contract import OpContract
 from slotwise.core.errors import BackendError, ContractError, nearest
 from slotwise.core.graph import Attr

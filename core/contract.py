@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+
 from slotwise.core.errors import ContractError, GraphError, nearest
 from slotwise.core.graph import Attr, Effect
 from slotwise.core.specs import Dim, DType, TensorSpec, dim_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+
 from slotwise.core.errors import GraphError
 from slotwise.core.graph import Graph
 from slotwise.core.model import WeightSource

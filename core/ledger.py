@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.errors import LedgerError, OutOfPages
 from slotwise.core.pages import ROOT, SCRATCH_PAGE, PageCount, PagePool
 

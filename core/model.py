@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
 from slotwise.core.graph import Graph
 from slotwise.core.specs import DType, TensorSpec
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from slotwise.core.errors import GraphError, OptionError, nearest
 from torch import Tensor
+
+from slotwise.core.errors import GraphError, OptionError, nearest
 
 Dim = int | str
 """A size, or the name of one (`"T"`), or a name plus a constant (`"B+1"`)."""

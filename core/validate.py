@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
 from slotwise.core.backend import CallSpec, Kernel, Tensors
 from slotwise.core.contract import Argument, Case, OpContract
 from slotwise.core.graph import Attr

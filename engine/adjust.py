@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.engine.sampling import Sampling
 
 

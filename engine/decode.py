@@ -11,6 +11,7 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.errors import SequenceFault, SlotwiseError
 from slotwise.core.ledger import Ledger
 from slotwise.engine.acceptance import Acceptance, Verdict

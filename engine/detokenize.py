@@ -13,8 +13,9 @@ import json
 from collections.abc import Sequence
 from typing import Final
 
-from slotwise.core.errors import CheckpointError
 from tokenizers import Tokenizer
+
+from slotwise.core.errors import CheckpointError
 
 # What a decoder does to a token can depend on there being text before it; any ordinary text will do for that.
 _ANCHOR: Final = "a"

@@ -17,6 +17,7 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.errors import OutOfPages, RequestError, SlotwiseError
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.model import WeightSource

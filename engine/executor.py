@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 import torch
+
 from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Parameter, Value

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+
 from slotwise.core.ledger import RoleLedger
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.plans.binding import Binding, WidthFormula, bind_decode

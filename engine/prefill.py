@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.executor import Executor

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.errors import SequenceFault
 from slotwise.engine.adjust import Edits
 from slotwise.engine.executor import Executor

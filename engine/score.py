@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+
 from slotwise.core.errors import OutOfPages, RequestError
 from slotwise.engine.engine import Engine, check_prompt
 from slotwise.engine.model_call import run_rows

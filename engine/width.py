@@ -15,6 +15,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.errors import OptionError
 
 RATE_STEPS: Final = 128

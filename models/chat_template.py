@@ -15,6 +15,7 @@ from types import CodeType
 
 from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
+
 from slotwise.core.errors import CheckpointError, RequestError
 from slotwise.models.checkpoint import existing_folder
 from slotwise.models.config import ConfigReader, read_bounded, read_json_object, shown

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
 from slotwise.core.errors import CheckpointError, nearest
 from slotwise.models.config import CONFIG_BYTES, ConfigReader, parse_json_object, read_bounded, read_json_object, shown
 from slotwise.models.safetensors_file import SafetensorsHeader, TensorInfo, read_header

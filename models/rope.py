@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
 from slotwise.core.errors import CheckpointError, nearest
 from slotwise.models.config import ConfigReader, shown
 

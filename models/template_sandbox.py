@@ -23,6 +23,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
 from slotwise.models.template_meter import (
     MAX_BITS,
     Meter,

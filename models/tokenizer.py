@@ -16,12 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
 from slotwise.core.errors import CheckpointError, OptionError, RequestError
 from slotwise.models.chat_template import special_tokens
 from slotwise.models.checkpoint import existing_folder
 from slotwise.models.config import ConfigReader, parse_json_object, read_bounded, read_json_object
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as Backend
 
 TOKENIZER_BYTES = 200 * 2**20
 _MAX_ID = 2**24 - 1

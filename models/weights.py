@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Literal
 
 import torch
+
 from slotwise.core.errors import CheckpointError, nearest
 from slotwise.core.graph import Graph
 from slotwise.core.specs import TensorSpec

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.affine import Affine
 from slotwise.plans.program import DRAFT, TARGET
 from slotwise.plans.step import Span, Step

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.ledger import RoleLedger
 from slotwise.core.pages import SCRATCH_PAGE
 

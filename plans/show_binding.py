@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from slotwise.plans.binding import Binding
 from slotwise.plans.program import DRAFT, TARGET
 

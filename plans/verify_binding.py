@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.errors import VerificationError
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.pages import SCRATCH_PAGE

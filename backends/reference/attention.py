@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping
 
 import torch
+
 from slotwise.backends.reference.binding import whole
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.errors import BackendError

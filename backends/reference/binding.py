@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors, accepts_anything
 from slotwise.core.graph import Attr
 from slotwise.core.ops import contract_of

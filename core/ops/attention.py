@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+
 from slotwise.core.contract import Argument, Case, Cost, Inputs, OpContract
 from slotwise.core.graph import Attr
 from slotwise.core.ops.tolerances import BIT_EQUAL, REDUCTION

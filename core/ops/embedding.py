@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+
 from slotwise.core.contract import Argument, Case, Cost, OpContract
 from slotwise.core.ops.tolerances import BIT_EQUAL, POINTWISE
 from slotwise.core.specs import DType

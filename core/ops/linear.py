@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
+
 from slotwise.core.contract import Argument, Case, Cost, OpContract
 from slotwise.core.errors import ContractError, GraphError
 from slotwise.core.graph import Attr

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+
 from slotwise.core.contract import Argument, Case, Cost, OpContract
 from slotwise.core.ops.tolerances import POINTWISE
 

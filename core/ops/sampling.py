@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+
 from slotwise.core.contract import Argument, Case, Cost, OpContract
 from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET, uniform_noise
 from slotwise.core.ops.tolerances import BIT_EQUAL, POINTWISE

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.core.errors import SequenceFault, SlotwiseError
 from slotwise.plans.rows import FilledRows
 

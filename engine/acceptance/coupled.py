@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.sampler import Sampler
 from slotwise.plans.rows import FilledRows

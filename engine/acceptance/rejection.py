@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
 from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.executor import Executor
 from slotwise.engine.sampler import Sampler

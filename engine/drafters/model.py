@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
 from slotwise.core.ledger import Ledger
 from slotwise.engine.adjust import Edits
 from slotwise.engine.drafters import Drafting

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from slotwise.engine.drafters import Drafting
 from slotwise.engine.suffix_automaton import SuffixAutomaton
 from slotwise.plans.binding import Binding, Ints

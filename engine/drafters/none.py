@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from slotwise.engine.drafters import Drafting
 from slotwise.plans.binding import Binding, Ints
 

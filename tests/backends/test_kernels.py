@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from slotwise.core.backend import Backend, Kernel, backend_names, load_backend
 from slotwise.core.contract import Case, OpContract
 from slotwise.core.errors import BackendError

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
 from slotwise.core.backend import CallSpec, load_backend
 from slotwise.core.contract import Case
 from slotwise.core.ops import contract_of, contracts

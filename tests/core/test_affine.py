@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.affine import Affine, parse_affine, prove, variable
 from slotwise.core.errors import PlanError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
 from slotwise.core.check import check_graph
 from slotwise.core.errors import GraphError
 from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Value, make_node

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from slotwise.core.contract import Case, OpContract
 from slotwise.core.errors import ContractError, GraphError
 from slotwise.core.ops import contract_of, contracts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from slotwise.core.errors import GraphError
 from slotwise.core.graph import FreshNames, Graph, GraphBuilder, Rejection, Selection, Value, make_node
 from slotwise.core.printer import format_around, format_node

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from slotwise.core.errors import LedgerError, OutOfPages
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.pages import NOBODY, SCRATCH_PAGE

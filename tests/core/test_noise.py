@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.ops.noise import ACCEPT, DRAFT, RESIDUAL, TARGET, philox, uniform_noise
 
 ONES = 0xFFFFFFFF

@@ -10,6 +10,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.activations import ACT2FN
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
 from slotwise.core.contract import Case
 from slotwise.core.ops import contract_of
 from slotwise.core.ops.attention import attend, attention
@@ -26,15 +36,6 @@ from slotwise.core.ops.sampling import (
     sample,
 )
 from slotwise.core.validate import cases_of
-from transformers.activations import ACT2FN
-from transformers.generation.logits_process import (
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, eager_attention_forward
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

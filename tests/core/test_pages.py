@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from slotwise.core.errors import LedgerError, OutOfPages
 from slotwise.core.pages import NOBODY, ROOT, SCRATCH_PAGE, PageCount, PagePool
 

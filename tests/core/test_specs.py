@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.errors import GraphError, OptionError
 from slotwise.core.specs import DType, TensorSpec, dim_size, parse_spec
 

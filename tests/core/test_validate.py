@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.contract import Case, OpContract
 from slotwise.core.errors import ContractError

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
 from slotwise.core.interpret import interpret
 from slotwise.engine.request import Completion, Request
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import RepetitionPenaltyLogitsProcessor
+
 from slotwise.engine.adjust import Edits, LogitAdjuster
 from slotwise.engine.sampling import Sampling
-from transformers import RepetitionPenaltyLogitsProcessor
 
 VOCABULARY = 12
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=12)

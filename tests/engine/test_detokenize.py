@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
 from slotwise.core.errors import CheckpointError
 from slotwise.engine.detokenize import Detokenizer, TokenPieces
-from tokenizers import AddedToken, Tokenizer, decoders, models
 
 STORIES = Path(__file__).resolve().parents[2] / "examples" / "models" / "stories" / "tokenizer.json"
 REPLACEMENT = "\ufffd"

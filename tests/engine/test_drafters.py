@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from slotwise.core.errors import PlanError
 from slotwise.engine.drafters.ngram import NgramDrafter
 from slotwise.engine.drafters.none import NoDrafter
@@ -157,3 +158,23 @@ def test_speculate_0_is_no_drafter_at_all() -> None:
     (completion,) = run(engine, [request(prompt_of(5), 9)])
     assert completion.stats.drafted == 0
     assert list(completion.stats.slots) == ["target"]
+
+
+def test_the_draft_models_pages_are_shared_for_the_tokens_they_hold() -> None:
+    # A page found for other tokens would not be seen in the output: drafts would only get worse.
+    engine = tiny_engine(MODEL, **PERFECT, prefill_chunk=6, speculate=3)
+    stem = prompt_of(24, 3)
+    for prompt in (stem, stem[::-1], stem):
+        sequence = engine.add(request(prompt, 20))
+        finish(engine)
+        assert sequence.accepted == sequence.drafted > 0
+    assert engine.ledger["draft"].pool.find_prefix(stem, 8)
+
+
+def test_the_ngram_drafter_keeps_nothing_of_sequences_that_are_gone() -> None:
+    drafter = NgramDrafter()
+    engine = tiny_engine(MODEL, "ngram", drafter=drafter, capacity=30, pages=10, max_sequences=3)
+    run(engine, [request(prompt_of(8, n), 20) for n in range(4)])
+    assert drafter.offer(ints(), ints()).size == 0
+    with pytest.raises(KeyError):
+        drafter.offer(ints(0), ints(3))

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from slotwise.core.errors import PlanError
 from slotwise.engine.engine import Engine
 from slotwise.engine.executor import Executor
 from slotwise.plans.program import TARGET
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .tiny import DraftChoice, TinyWeights, finish, outcome, prompt_of, request, run, tiny_engine, tiny_model
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slotwise.core.errors import OutOfPages, SequenceFault, SlotwiseError
 from slotwise.engine.drafters import Drafting
 from slotwise.engine.drafters.ngram import NgramDrafter

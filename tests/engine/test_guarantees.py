@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slotwise.core.ledger import Ledger
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Completion, Request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from slotwise.core.errors import RequestError, SequenceFault
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Completion, Request

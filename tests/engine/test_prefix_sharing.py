@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from slotwise.core.ledger import RoleLedger
 from slotwise.engine.engine import Engine
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import MAX_LOGPROBS, Sampling
 

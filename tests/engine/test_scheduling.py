@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
 from slotwise.engine.sequence import Sequence

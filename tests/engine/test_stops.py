@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.stops import StopChecker, StopStrings

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+
 from slotwise.engine.detokenize import TokenPieces
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Chunk, Request
 from slotwise.engine.sequence import Sequence
-from tokenizers import Tokenizer, decoders, models
 
 from .tiny import DraftChoice, alone, assert_all_returned, outcome, prompt_of, request, stream, tiny_engine, tiny_model
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.errors import OptionError
 from slotwise.engine.width import RATE_STEPS, WidthPolicy
 

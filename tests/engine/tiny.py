@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+
 from slotwise.core.backend import Backend, Kernel, Launch, Tensors, load_backend
 from slotwise.core.graph import GraphBuilder, Value
 from slotwise.core.model import ModelSpec

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+
 from slotwise.core.interpret import interpret, load_parameters
 from slotwise.core.specs import DType
 from slotwise.models.load import LoadedModel, load_model

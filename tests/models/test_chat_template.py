@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slotwise.core.errors import CheckpointError, RequestError
 from slotwise.models.chat_template import TEMPLATE_BYTES, ChatTemplate
 from slotwise.models.template_meter import MAX_STEPS, MAX_TEXT

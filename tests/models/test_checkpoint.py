@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from slotwise.core.errors import CheckpointError
 from slotwise.models.checkpoint import Checkpoint
 from slotwise.models.config import ConfigReader

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from slotwise.core.errors import CheckpointError
 from slotwise.models.checkpoint import WEIGHT_DTYPES, Checkpoint
 from slotwise.models.config import parse_json_object, read_bounded

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
 from slotwise.core.errors import CheckpointError
 from slotwise.models.config import ConfigReader
 from slotwise.models.rope import Rope, read_rope, rope_section
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 MAX_POSITIONS = 512
 KINDS: dict[str, dict[str, Any]] = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
 from slotwise.models.tokenizer import Tokenizer, vocabulary_mismatch
 

@@ -15,6 +15,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+
 from slotwise.core.errors import CheckpointError, OptionError
 from slotwise.core.interpret import load_parameters
 from slotwise.core.specs import DType, TensorSpec

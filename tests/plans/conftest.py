@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from slotwise.core.graph import GraphBuilder, Value
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.backend import Backend, Kernel
 from slotwise.core.graph import Graph, GraphBuilder, Selection
 from slotwise.core.specs import DType, TensorSpec

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slotwise.core.backend import Backend
 from slotwise.core.errors import BackendError, OptionError, PlanError
 from slotwise.core.model import ModelSpec

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+
 from slotwise.core.backend import Backend, Kernel, load_backend
 from slotwise.core.model import ModelSpec
 from slotwise.plans import compile as compiling

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slotwise.core.backend import Backend, Kernel, load_backend
 from slotwise.core.check import check_graph
 from slotwise.core.errors import GraphError, KernelSelectionError

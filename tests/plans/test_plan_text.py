@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from slotwise.core.model import ModelSpec
 from slotwise.models.load import load_model
 from slotwise.plans.binding import bind_decode, bind_prefill

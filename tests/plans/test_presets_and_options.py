@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from slotwise.core.errors import OptionError
 from slotwise.core.specs import DType
 from slotwise.plans.options import PlanOptions, option_names, parse_preference

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
+
 from slotwise.core.backend import load_backend
 from slotwise.core.interpret import interpret
 from slotwise.core.ledger import RoleLedger

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slotwise.core.errors import PlanError
 from slotwise.plans.plan import SCHEMA, Plan
 

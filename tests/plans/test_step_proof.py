@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
 from slotwise.core.errors import VerificationError
 from slotwise.plans.binding import WidthFormula
 from slotwise.plans.step import Limit, Step, decode_step

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from slotwise.core.errors import VerificationError
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.pages import NOBODY

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+
 from slotwise.core.affine import Affine
 from slotwise.core.errors import VerificationError
 from slotwise.core.graph import Node, Parameter

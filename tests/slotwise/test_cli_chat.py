@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from slotwise.core.errors import SequenceFault
 
 from slotwise import LLM, Sampling
+from slotwise.core.errors import SequenceFault
 
 from .commands import Outcome, Run, pipe, start
 

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from slotwise.engine.request import TokenLogprobs
 
 from slotwise import LLM, Sampling
 from slotwise.cli.generate import as_json
+from slotwise.engine.request import TokenLogprobs
 
 from .commands import Run, pipe, start
 

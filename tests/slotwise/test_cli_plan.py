@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from slotwise.plans.compile import pass_names
 
 from slotwise import Plan
+from slotwise.plans.compile import pass_names
 
 from .commands import Run
 

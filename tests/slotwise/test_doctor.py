@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from slotwise.core.errors import BackendError
 
 from slotwise.cli import doctor
+from slotwise.core.errors import BackendError
 
 from .commands import Run
 

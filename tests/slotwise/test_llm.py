@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from slotwise.core.errors import CheckpointError, OptionError, PlanError, RequestError
 
 import slotwise
 from slotwise import LLM, Completion, Sampling
+from slotwise.core.errors import CheckpointError, OptionError, PlanError, RequestError
 from slotwise.sharing import Turns
 
 STORY = "Once upon a time"
