@@ -214,3 +214,37 @@ def test_where_prefill_keeps_rows_apart_not_even_the_chunks_matter(world: World)
 @settings(max_examples=3000)
 def test_the_request_alone_decides_its_tokens_in_thousands_of_worlds(world: World) -> None:
     check(world)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 1.5},
+    {"temperature": 1.5, "top_k": 3},
+    {"temperature": 1.5, "top_k": 1},
+    {"temperature": 1.5, "top_p": 0.4},
+    {"temperature": 1.5, "min_p": 0.3},
+    {"temperature": 0.3, "seed": 2**64 - 1},
+    {"temperature": 1.5, "repetition_penalty": 1.5, "frequency_penalty": 0.5, "presence_penalty": 0.5},
+    {"temperature": 1.5, "logit_bias": {3: 4.0}, "banned_tokens": [5, 6]},
+]
+
+
+@pytest.mark.parametrize("draft", ["none", "ngram", "good model"])
+def test_each_row_of_a_batch_is_sampled_by_its_own_settings(draft: str) -> None:
+    # One prompt for all: a row that took a neighbour's setting would show.
+    for rotation in (0, 4):
+        order = SETTINGS[rotation:] + SETTINGS[:rotation]
+        requests = tuple(request(prompt_of(6), 16, **setting) for setting in order)
+        options = {"max_sequences": len(order), "decode_rows": 64, "adaptive": False, "capacity": CAPACITY}
+        world = World(0, draft, tuple({**options, "prefill_chunk": 5}.items()), requests, (0,) * len(order))
+        found = {sequence.completion().token_ids for sequence in check(world)}
+        assert len(found) == len(order) - 1  # a top-k of one is greedy
+
+
+def test_each_request_reports_the_slots_that_it_held_itself() -> None:
+    engine = tiny_engine(MODELS[0], max_sequences=1)
+    sequences = [engine.add(request(prompt_of(n), 4)) for n in (20, 3)]
+    while not engine.is_idle:
+        engine.step()
+    # The last token's K and V are never needed.
+    assert [s.completion().stats.slots for s in sequences] == [{"target": 23}, {"target": 6}]
