@@ -11,7 +11,7 @@ from pathlib import Path
 
 from slotwise.core.specs import TensorSpec
 from slotwise.plans.options import PlanOptions
-from slotwise.plans.program import DRAFT, TARGET, Program, RolePlan
+from slotwise.plans.program import DECODE, DRAFT, PREFILL, TARGET, Program, RolePlan
 from slotwise.plans.step import Step
 
 SCHEMA = 1
@@ -73,8 +73,15 @@ class Plan:
 
     @property
     def prefill_is_invariant(self) -> bool:
-        """Whether prefill gives the very bits of decoding row by row; if not, chunks stand on a fixed grid."""
-        return all(p.row_invariant for p in self.programs if p.role == TARGET and p.kind == "prefill")
+        """Whether prefill gives the very bits of decoding row by row; if not, chunks stand on a fixed grid.
+
+        It does when its kernels are row-invariant and the decode side's own.
+        """
+        prefill = [p for p in self.programs if p.role == TARGET and p.kind == PREFILL]
+        decode = [p for p in self.programs if p.role == TARGET and p.kind == DECODE]
+        own = {pair for program in decode for pair in program.kernels}
+        # Only prefill selects rows, and copying a row cannot change it.
+        return all(p.row_invariant and {k for k in p.kernels if k[0] != "take_rows"} <= own for p in prefill)
 
     @property
     def backends(self) -> tuple[str, ...]:

@@ -43,6 +43,11 @@ class Program:
         return arena_bytes(self.placements)
 
     @property
+    def kernels(self) -> frozenset[tuple[str, str]]:
+        """Every (op, kernel) that the program runs."""
+        return frozenset((n.op, n.selection.kernel) for n in self.graph.nodes if n.selection is not None)
+
+    @property
     def row_invariant(self) -> bool:
         """Whether every kernel was chosen as row-invariant."""
         return all(node.selection is not None and node.selection.row_invariant for node in self.graph.nodes)

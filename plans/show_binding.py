@@ -66,7 +66,7 @@ def _outcome(binding: Binding, spans: Mapping[str, tuple[int, int]], length: int
             marks.append(f"{role}..{mark}")
             released.append(f"{role} {spans[role][1] - mark}")
     return [
-        f"accept  {max(0, kept - 1)} of {width}; {kept} kept",
+        f"accept  -> {_count(kept, 'token')} kept, of {_count(width, 'draft')} and the target's own",
         f"commit  {' '.join(marks)} ; release {' '.join(released)}",
     ]
 

@@ -15,7 +15,7 @@ from slotwise.core.graph import Node
 from slotwise.core.printer import format_around
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, SAMPLER, TARGET, Program, RolePlan
+from slotwise.plans.program import DRAFT, PREFILL, SAMPLER, TARGET, Program, RolePlan
 from slotwise.plans.sampling import output_buffers
 from slotwise.plans.step import (
     BEGIN,
@@ -53,6 +53,7 @@ def verify_plan(plan: Plan) -> None:
         if program.role != SAMPLER and program.role not in roles:
             raise VerificationError("roles", f"program {program.name} is for a role that the plan does not have")
         _verify_program(plan, program)
+    _verify_one_kernel_per_call(plan)
     for needed in (TARGET, *([DRAFT] if plan.has_draft_model else [])):
         for kind in ("decode", "prefill"):
             if not plan.buckets(needed, kind):
@@ -71,6 +72,24 @@ def verify_plan(plan: Plan) -> None:
         )
     for step in plan.steps:
         verify_step(step, plan.has_draft_model)
+
+
+def _verify_one_kernel_per_call(plan: Plan) -> None:
+    """Decode-side buckets of one kind run the same kernels: else a row's bits would depend on its company."""
+    chosen: dict[tuple[object, ...], tuple[str, str]] = {}
+    for program in plan.programs:
+        if program.kind == PREFILL:
+            continue
+        for node in program.graph.nodes:
+            names = tuple(value.name for value in (*node.inputs, *node.outputs) if value is not None)
+            kernel = "none" if node.selection is None else node.selection.kernel
+            first, where = chosen.setdefault((program.role, program.kind, node.op, names), (kernel, program.name))
+            if kernel != first:
+                raise VerificationError(
+                    "row invariance",
+                    f"{node.op}({', '.join(names)}) runs {first} in {where} and {kernel} in {program.name}; rows would "
+                    "have other bits in other batches: let one kernel take all buckets, or prefer another backend",
+                )
 
 
 def _verify_role(plan: Plan, role: RolePlan) -> None:

@@ -111,6 +111,7 @@ def accept_rejection(
     A draft x is accepted with probability min(1, p(x) / q(x)); the first one refused is replaced by a draw from
     max(p - q, 0), and after all were accepted one more token is drawn from p (Leviathan et al. 2023; Chen et al. 2023).
     `seed` and `positions` are per row [R].
+    A row that cannot be drawn from ends the run: the drafts before it stand, and `ok` is false.
     """
     batch = len(row_start) - 1
     accepted = torch.zeros(batch, dtype=torch.int32, device=token_ids.device)
@@ -121,10 +122,13 @@ def accept_rejection(
         first, last = starts[b], starts[b + 1]
         if first == last:
             continue
-        ok[b] = _finite_max(target_scores[first:last].max(-1).values).all()
+        finite = _finite_max(target_scores[first:last].max(-1).values).tolist()
         stop = last - 1
         residual: torch.Tensor | None = None
         for i in range(first, last - 1):
+            if not finite[i - first]:
+                stop = i
+                break
             p, q = target_scores[i].double().softmax(-1), draft_scores[i].double().softmax(-1)
             drafted = int(token_ids[i + 1])
             u = float(uniform_noise(seed[i : i + 1], positions[i : i + 1], 1, ACCEPT))
@@ -132,6 +136,9 @@ def accept_rejection(
                 stop, residual = i, (p - q).clamp_(min=0)
                 break
         accepted[b] = stop - first
+        if not finite[stop - first]:
+            ok[b] = False
+            continue
         row = slice(stop, stop + 1)
         # A residual without mass means p = q up to rounding; a draw from p is then the same draw.
         if residual is not None and float(residual.sum()) > 0:

@@ -42,5 +42,5 @@ class Rejection:
         verdicts = []
         for i, first in enumerate(rows.row_start[:-1].tolist()):
             drafts = token_ids[first + 1 : first + 1 + accepted[i]].tolist()
-            verdicts.append(Verdict([*drafts, int(following[i])]) if ok[i] else Verdict([], broken_row()))
+            verdicts.append(Verdict([*drafts, int(following[i])]) if ok[i] else Verdict(drafts, broken_row()))
         return verdicts

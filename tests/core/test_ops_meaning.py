@@ -336,3 +336,18 @@ def test_rejection_names_the_sequence_with_a_broken_row() -> None:
     keys = (torch.arange(4), _ints(0, 1, 2, 3))
     ok = accept_rejection(scores, torch.zeros(4, 5), _ints(0, 1, 2, 3), _ints(0, 2, 4), *keys)[2]
     assert ok.tolist() == [True, False]
+
+
+def test_a_row_that_cannot_be_drawn_from_ends_a_run_of_rejection_and_what_stood_before_it_stands() -> None:
+    scores = torch.zeros(4, 5)
+    drafts = torch.tensor([9, 1, 2, 3], dtype=torch.int32)
+    for broken in range(4):
+        target, draft = scores.clone(), scores.clone()
+        # The drafter proposes what the target is sure of, so every draft before the broken row is accepted.
+        for row in range(3):
+            target[row], draft[row] = -INF, -INF
+            target[row, int(drafts[row + 1])] = draft[row, int(drafts[row + 1])] = 0
+        target[broken, 0] = float("nan")
+        keys = torch.zeros(4, dtype=torch.int64), torch.arange(4, dtype=torch.int32)
+        accepted, _, ok = accept_rejection(target, draft, drafts, torch.tensor([0, 4], dtype=torch.int32), *keys)
+        assert (accepted.tolist(), ok.tolist()) == ([broken], [False])

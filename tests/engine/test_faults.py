@@ -130,13 +130,16 @@ def test_a_kernel_that_raises_for_one_sequence_ends_that_sequence(
     st.integers(PROMPT + 1, PROMPT + NEW),
     st.sampled_from([np.nan, np.inf]),
     st.integers(1, 5),
+    st.sampled_from(["coupled", "rejection"]),
 )
-@settings(max_examples=30)
+@settings(max_examples=40)
 def test_a_row_that_is_not_finite_ends_its_sequence_with_exactly_the_tokens_before_it(
-    draft: str, victim: int, position: int, value: float, speculate: int
+    draft: str, victim: int, position: int, value: float, speculate: int, acceptance: str
 ) -> None:
-    # Whatever drafts stood around it: the row is spoilt by its position, and what comes before stands.
-    engine, wanted = engine_for(draft, speculate=speculate), requests()
+    # Whatever drafts stood around it: the row is spoilt by its position, and what comes before stands. With rejection
+    # only greedy tokens can be told in advance.
+    engine = engine_for(draft, speculate=speculate, acceptance=acceptance)
+    wanted = requests() if acceptance == "coupled" else requests(temperature=0.0)
     sequences = [engine.add(one) for one in wanted]
     planted = Planted(engine, sequences[victim])
 

@@ -223,6 +223,7 @@ PROGRAM_MUTANTS: dict[str, tuple[str, Mutation]] = {
         "row invariance", _select("linear", kernel="reference:linear.whole")),
     "a prefill kernel that pretends to be row-invariant": (
         "row invariance", _select("linear", "target.prefill.32", row_invariant=True)),
+    "another kernel in one bucket": ("row invariance", _select("rms_norm", kernel="reference:rms_norm.by_row")),
     "a kernel that does not exist": ("kernels", _select("linear", kernel="reference:linear.by_raw")),
     "a backend that does not exist": ("kernels", _select("linear", kernel="refrence:linear.by_row")),
     "a kernel of another op": ("kernels", _select("linear", kernel="reference:add.whole")),
