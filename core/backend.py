@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -150,8 +150,3 @@ def load_backend(name: str) -> Backend:
     if not isinstance(backend, Backend) or backend.name != name:
         raise BackendError(f"slotwise.backends.{name} must expose BACKEND, a Backend named {name!r}")
     return backend
-
-
-def load_backends(names: Sequence[str]) -> dict[str, Backend]:
-    """Load several backends, in order."""
-    return {name: load_backend(name) for name in names}

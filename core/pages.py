@@ -58,6 +58,7 @@ class PagePool:
         self._key_of_node: dict[int, tuple[int, tuple[int, ...]]] = {}
         self._next_node = ROOT + 1
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self._withdrawn: set[int] = set()
 
     @property
     def available(self) -> int:
@@ -73,6 +74,7 @@ class PagePool:
             self._unpublish(page)
         else:
             raise OutOfPages(f"all {self.total} pages are held; none is free or cached")
+        self._withdrawn.discard(page)
         self.references[page] = 1
         self.owner[page] = lane
         self.ordinal[page] = ordinal
@@ -125,13 +127,14 @@ class PagePool:
             node = self._next_node
             self._next_node += 1
             self._nodes[key], self._key_of_node[node] = node, key
-        if node not in self._page_of_node and page not in self._node_of_page:
+        if node not in self._page_of_node and page not in self._node_of_page and page not in self._withdrawn:
             self._page_of_node[node], self._node_of_page[page] = page, node
             self.owner[page] = NOBODY
         return node
 
     def withdraw(self, page: int) -> None:
-        """Let nobody find the held `page` any more; its holders keep it. Harmless for one that is not published."""
+        """Let nobody find the held `page` any more, until it is given out anew; its holders keep it."""
+        self._withdrawn.add(page)
         if page in self._node_of_page:
             self._unpublish(page)
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import numpy.typing as npt
 
-from slotwise.core.errors import OutOfPages, RequestError, SlotwiseError
+from slotwise.core.errors import OptionError, OutOfPages, RequestError, SlotwiseError
 from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.model import WeightSource
 from slotwise.engine.acceptance import Acceptance, Verdict
@@ -42,7 +42,7 @@ from slotwise.engine.stops import StopChecker
 from slotwise.engine.width import WidthPolicy
 from slotwise.plans.binding import Binding
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, TARGET
+from slotwise.plans.program import DRAFT, TARGET, RolePlan
 from slotwise.plans.show_binding import show_binding
 
 HISTORY = 32
@@ -90,7 +90,7 @@ class Engine:
         """Queue a request; raises RequestError, and changes nothing, when it cannot be served at all."""
         capacity, vocabulary = self.plan.target.capacity, self.plan.target.vocab_size
         prompt, sampling = request.prompt_ids, request.sampling
-        check_prompt(prompt, capacity, vocabulary)
+        check_prompt(prompt, self.plan.target)
         sampling.validate_for_vocabulary(vocabulary)
         granted = min(sampling.max_new_tokens, capacity - len(prompt))
         stops = StopChecker(sampling, self._eos_ids, budget=granted) if granted else None
@@ -133,7 +133,10 @@ class Engine:
 
     def show_history(self, steps: int = 3) -> str:
         """The last decode steps with their numbers, and the ledger as it is now."""
-        shown = [show_binding(binding, kept) for binding, kept in list(self.history)[-steps:]]
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise OptionError(f"steps must be an integer of 0 or more, is {steps!r}")
+        last = list(self.history)[len(self.history) - min(steps, len(self.history)) :]
+        shown = [show_binding(binding, kept) for binding, kept in last]
         return "\n".join([*shown, str(self.ledger)])
 
     # Admission
@@ -150,7 +153,7 @@ class Engine:
             pages = -(-(len(sequence.tokens) + 1) // pool.page_size) - len(prefix)
             # A prefix page that nobody holds is no longer evictable once it is shared.
             resting = sum(int(pool.references[page] == 0) for page in prefix)
-            if self._running and pages + resting > pool.available:
+            if self._running and pages + resting + self._promised() > pool.available:
                 break
             try:
                 self._start(self._waiting.pop(0), prefix)
@@ -158,6 +161,12 @@ class Engine:
                 self._finish(sequence, "error", as_fault(error, sequence.id, "being admitted"))
                 failed.append(sequence)
         return failed
+
+    def _promised(self) -> int:
+        """Pages that admitted sequences still need for the tokens they have: not there for others to count on."""
+        target = self.ledger[TARGET]
+        filling = [s for s in self._running if s.state == "prefill"]
+        return sum(int(target.pages_short(lanes_of([s]), np.array([len(s.tokens) + 1]))[0]) for s in filling)
 
     def _start(self, sequence: Sequence, prefix: list[int]) -> None:
         lanes, sampling = self.lanes, sequence.request.sampling
@@ -438,17 +447,17 @@ def make_ledger(plan: Plan) -> Ledger:
     )
 
 
-def check_prompt(prompt: SequenceOf[int], capacity: int, vocabulary: int) -> None:
+def check_prompt(prompt: SequenceOf[int], target: RolePlan) -> None:
     """Raise RequestError when a prompt is empty, holds a wrong id, or does not fit the capacity alone."""
     if not prompt:
         raise RequestError("the prompt has no tokens; give at least one (a begin-of-text token, say)")
-    wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
+    wrong = next((token for token in prompt if not 0 <= token < target.vocab_size), None)
     if wrong is not None:
-        raise RequestError(f"the prompt has token id {wrong}; this model's ids are 0 to {vocabulary - 1}")
-    if len(prompt) > capacity:
+        raise RequestError(f"the prompt has token id {wrong}; this model's ids are 0 to {target.vocab_size - 1}")
+    if len(prompt) > target.capacity:
         raise RequestError(
-            f"the prompt has {len(prompt)} tokens, the capacity is {capacity}; shorten it, or load the model with "
-            f"capacity={len(prompt) + 1} or more"
+            f"the prompt has {len(prompt)} tokens, the capacity is {target.capacity}; shorten it, or load the model "
+            "with a larger capacity if its own maximum allows one"
         )
 
 

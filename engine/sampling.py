@@ -193,8 +193,8 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
         stop = (stop,)
     if isinstance(stop, (bytes, Mapping)) or not isinstance(stop, Iterable):
         raise OptionError(f"stop: expected a string or a sequence of strings, {_found(stop)}")
-    strings = tuple(dict.fromkeys(stop))
+    strings = tuple(stop)
     for string in strings:
         if not isinstance(string, str) or not string:
             raise OptionError(f"stop: expected strings of at least one character, {_found(string)}")
-    return strings
+    return tuple(dict.fromkeys(strings))

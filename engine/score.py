@@ -1,6 +1,6 @@
 """Logits of given tokens, row by row, by the decode-side programs.
 
-What always holds: they are the very bits that generation would see at those positions, because the same row-invariant
+What always holds: a row's logits have the bits of decoding the tokens one by one, because the same row-invariant
 kernels compute them; the lane and the slots that it takes return, whatever happens.
 """
 
@@ -23,7 +23,7 @@ def score(engine: Engine, token_ids: Sequence[int]) -> torch.Tensor:
     Raises RequestError when the tokens do not fit, or when all lanes or pages are taken by running requests.
     """
     target = engine.plan.target
-    check_prompt(token_ids, target.capacity, target.vocab_size)
+    check_prompt(token_ids, target)
     if not engine.lanes.free:
         raise RequestError("all sequences of the plan are in use; finish or cancel a running request first")
     found = torch.empty(len(token_ids), target.vocab_size, dtype=torch.float32)

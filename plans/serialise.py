@@ -87,7 +87,10 @@ def load_plan(path: str | Path) -> Plan:
         plan = plan_from_json(text)
     except PlanError as error:
         raise PlanError(f"plan file {path}: {error}") from error
-    plan.verify()
+    try:
+        plan.verify()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise PlanError(f"plan file {path} is damaged: {type(error).__name__}: {error}; compile it again") from error
     return plan
 
 

@@ -66,9 +66,14 @@ def _outcome(binding: Binding, spans: Mapping[str, tuple[int, int]], length: int
             marks.append(f"{role}..{mark}")
             released.append(f"{role} {spans[role][1] - mark}")
     return [
-        f"accept  -> {_count(kept, 'token')} kept, of {_count(width, 'draft')} and the target's own",
+        f"accept  {_rule(binding)} -> {_count(kept, 'token')} kept, of {_count(width, 'draft')} and the target's own",
         f"commit  {' '.join(marks)} ; release {' '.join(released)}",
     ]
+
+
+def _rule(binding: Binding) -> str:
+    """The acceptance rule's name, as the step's own op gives it."""
+    return next((op.note.partition(";")[0] for op in binding.step.ops if op.op == "accept"), "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -25,7 +25,7 @@ from slotwise.models.chat_template import ChatTemplate
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer
-from slotwise.planning import check_path, check_saved, compile_for, load_draft, plan_model, settle_options
+from slotwise.planning import NGRAM, check_path, check_saved, compile_for, load_draft, plan_model, settle_options
 from slotwise.plans.compile import Observer
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
@@ -71,6 +71,7 @@ class LLM:
         acceptance: str | None = None,
         adaptive: bool | None = None,
         prefill_chunk: int | None = None,
+        decode_rows: int | None = None,
         share_prefixes: bool | None = None,
         dtype: str | DType | None = None,
         preset: str | Path | None = None,
@@ -92,6 +93,7 @@ class LLM:
             "acceptance": acceptance,
             "adaptive": adaptive,
             "prefill_chunk": prefill_chunk,
+            "decode_rows": decode_rows,
             "share_prefixes": share_prefixes,
             "dtype": dtype,
         }
@@ -109,6 +111,8 @@ class LLM:
                 names = ", ".join([*given, *(["preset"] if preset is not None else [])])
                 raise OptionError(f"a saved plan has its options in it; leave out {names}, or leave out plan")
             options = saved.options
+            # The n-gram drafter has no folder to name: the plan alone says that it is wanted.
+            draft = NGRAM if draft is None and saved.draft == NGRAM else draft
             self._named = {"draft": draft, **vars(options)}
         loaded = load_model(model, options.dtype)
         self._folder = loaded.checkpoint.folder
@@ -201,7 +205,11 @@ class LLM:
         return self.tokenizer.encode(self._template.render(messages, **template), add_special_tokens=False)
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """The model's logits after each of `token_ids`, float32 [T, V]: the very bits that generation sees."""
+        """The model's logits after each of `token_ids`, float32 [T, V].
+
+        All rows go through the decode-side programs, so they are the bits that generation has at positions it decoded
+        itself; a prompt goes through prefill programs, whose last bits may differ.
+        """
         return self._engine.score(_token_ids(_unpacked(token_ids, "token_ids must be a list of token ids")))
 
     # Looking

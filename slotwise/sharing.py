@@ -68,8 +68,16 @@ class SharedEngine:
 
     def add(self, request: Request) -> Running:
         """Queue a request; raises RequestError, and changes nothing, when it cannot be served at all."""
-        with self._turn() as engine:
-            return engine.add(request)
+        added: list[Running] = []
+        try:
+            with self._turn() as engine:
+                added.append(engine.add(request))
+        except BaseException:
+            # Ctrl-C held back until now: the caller never gets to hold the request, so nobody would end it.
+            for sequence in added:
+                self.abandon(sequence)
+            raise
+        return added[0]
 
     def step(self, sequence: Running, report: Report | None = None) -> Chunk | None:
         """Run one step of everything, unless `sequence` has ended; returns what is new of it, if anything."""

@@ -44,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone (`| head`): nothing is wrong, and nothing more can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"slotwise {parsed.command}: error: the output cannot be written: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ PLAN_OPTIONS = (
     "acceptance",
     "adaptive",
     "prefill_chunk",
+    "decode_rows",
     "dtype",
     "preset",
 )
@@ -68,6 +69,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         "--no-adaptive", dest="adaptive", action="store_false", default=None, help="always draft K tokens"
     )
     group.add_argument("--prefill-chunk", type=int, metavar="N", help="most prompt tokens of one prefill call")
+    group.add_argument("--decode-rows", type=int, metavar="N", help="most rows of one decode or verification call")
     group.add_argument("--dtype", metavar="T", help="what to compute in: float32, bfloat16, float16")
     group.add_argument("--preset", metavar="P", help=f"a TOML file, or one of {', '.join(preset_names())}")
     return group

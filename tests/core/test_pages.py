@@ -116,3 +116,18 @@ def test_an_exhausted_pool_says_so() -> None:
     with pytest.raises(OutOfPages, match="all 1 pages are held"):
         pool.take(1, 0)
     assert pool.count() == PageCount(1, 0, 1, 0)
+
+
+def test_a_withdrawn_page_is_not_found_again_until_it_is_given_out_anew() -> None:
+    pool = PagePool(2, 1)
+    (page,) = _published(pool, (7,))
+    pool.share([page])
+    pool.withdraw(page)
+    assert pool.find_prefix([7], 9) == []
+    pool.publish(page, ROOT, (7,))  # by the other holder, who knows nothing of it
+    assert pool.find_prefix([7], 9) == []
+    pool.give_back(page, 0)
+    pool.give_back(page, 1)
+    assert pool.take(0, 0) == page
+    pool.publish(page, ROOT, (7,))
+    assert pool.find_prefix([7], 9) == [page]

@@ -225,3 +225,14 @@ def test_a_pool_for_one_sequence_serves_a_full_one_beside_others() -> None:
     for sequence in (full, *others):
         assert len(sequence.tokens) == 30
         assert sequence.finish_reason == "length"
+
+
+def test_requests_that_wait_together_are_not_promised_the_same_pages() -> None:
+    # Pages for two of them: admitting all eight at once would only have six thrown out again.
+    engine = tiny_engine(
+        MODEL, capacity=30, page_size=3, pages=20, max_sequences=8, share_prefixes=False, prefill_chunk=3
+    )
+    sequences = [engine.add(request(prompt_of(25, n), 4)) for n in range(8)]
+    finish(engine)
+    assert [s.preemptions for s in sequences] == [0] * 8
+    assert [s.finish_reason for s in sequences] == ["length"] * 8

@@ -99,7 +99,7 @@ def test_a_bound_step_reads_as_a_story() -> None:
             "# k = min(speculate 5, target room 3, rotary table 4, budget 9, draft room 5) = 3",
             "  %1 = draft   draft[4091..4094) -> 3 tokens",
             "  %2 = verify  target[4091..4095) rows=4",
-            "  %3 = accept  -> 3 tokens kept, of 3 drafts and the target's own",
+            "  %3 = accept  coupled -> 3 tokens kept, of 3 drafts and the target's own",
             "  %4 = commit  target..4094 draft..4094 ; release target 1 draft 0",
             "step 3 decode  seq=12 lane=0 len=7",
             "  %0 = reserve target[6..7)  "

@@ -22,7 +22,8 @@ def test_every_preset_makes_options(name: str) -> None:
     options = apply_preset(PlanOptions(), name)
     for key, value in read_preset(name).items():
         found = getattr(options, key)
-        assert found == (DType.parse(value) if key == "dtype" else value)
+        expected = {"dtype": DType.parse, "backend": parse_preference}.get(key, lambda same: same)(value)
+        assert found == expected
 
 
 def test_the_default_preset_is_the_default() -> None:

@@ -126,7 +126,6 @@ def test_every_life_stays_in_bounds_and_ends_exactly(capacity: int, draft: str) 
     assert not _faults(decode_step(draft, "coupled"), draft, capacity)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["ngram", "model"])
 @pytest.mark.parametrize("capacity", range(2, 41))
 def test_every_life_of_every_capacity(capacity: int, draft: str) -> None:

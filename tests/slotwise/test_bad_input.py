@@ -161,7 +161,7 @@ def test_sampling_that_makes_no_sense_is_explained(llm: LLM, given: dict[str, An
 
 
 ASKING: list[tuple[Callable[[LLM], object], list[str]]] = [
-    (lambda llm: llm.generate([5] * 300), ["the prompt has 300 tokens, the capacity is 192", "capacity=301 or more"]),
+    (lambda llm: llm.generate([5] * 300), ["the prompt has 300 tokens, the capacity is 192", "a larger capacity"]),
     (lambda llm: llm.generate([5, 2048]), ["token id 2048", "0 to 2047"]),
     (lambda llm: llm.generate([5, -1]), ["token id -1", "0 to 2047"]),
     (lambda llm: llm.generate([True, False]), ["token ids must be integers, found True at place 0"]),

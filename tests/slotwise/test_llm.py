@@ -18,6 +18,8 @@ import torch
 import slotwise
 from slotwise import LLM, Completion, Sampling
 from slotwise.core.errors import CheckpointError, OptionError, PlanError, RequestError
+from slotwise.engine.engine import Engine
+from slotwise.engine.request import Request
 from slotwise.sharing import Turns
 
 STORY = "Once upon a time"
@@ -433,3 +435,34 @@ def two_threads() -> Iterator[None]:
 def test_threads_are_pytorchs(random_checkpoint: Path) -> None:
     LLM(random_checkpoint, threads=2)
     assert torch.get_num_threads() == 2
+
+
+def test_a_saved_ngram_plan_needs_no_drafter_named(stories: Path, tmp_path: Path) -> None:
+    path = tmp_path / "ngram.json"
+    LLM(stories, draft="ngram", capacity=32, max_sequences=1, prefill_chunk=16, threads=1).plan().save(path)
+    assert LLM(stories, plan=path, threads=1).plan().draft == "ngram"
+
+
+def test_an_interrupt_while_a_request_is_queued_leaves_nothing_behind(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Engine.add
+
+    def interrupted(self: Engine, request: Request) -> object:
+        sequence = add(self, request)
+        signal.raise_signal(signal.SIGINT)
+        return sequence
+
+    monkeypatch.setattr(Engine, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(STORY, SHORT)
+    monkeypatch.undo()
+    assert llm.generate(STORY, SHORT).finish_reason in ("length", "stop")
+    assert "lane" not in llm.ledger(0), "a request that nobody holds is still running"
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, True, "x"])
+def test_a_number_of_steps_that_makes_no_sense_is_refused(llm: LLM, steps: object) -> None:
+    with pytest.raises(OptionError, match="steps must be an integer of 0 or more"):
+        llm.ledger(steps)  # type: ignore[arg-type]
+    assert "step " not in llm.ledger(0)
