@@ -7,6 +7,7 @@ named dimensions, so a contract and its function cannot disagree unnoticed (the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,6 +52,19 @@ class Tolerance:
     absolute: float
     relative: float
 
+
+# Attributes by what they hold: whole numbers with their least value, and finite numbers from 0; all others are names.
+COUNTS = {
+    "layer": 0,
+    "window": 0,
+    "stream": 0,
+    "page_size": 1,
+    "heads": 1,
+    "q_heads": 1,
+    "kv_heads": 1,
+    "head_dim": 1,
+}
+NUMBERS = frozenset({"eps", "scale", "softcap", "weight_offset"})
 
 EXACT = Tolerance(0.0, 0.0)
 
@@ -122,6 +136,8 @@ class OpContract:
         missing = [name for name in self.required if name not in attrs]
         if missing:
             raise GraphError(f"op {self.name} needs the attributes {missing}; given were {sorted(attrs)}")
+        for name, value in attrs.items():
+            _check_attribute(self.name, name, value)
         return {**self.defaults, **attrs}
 
     def match(
@@ -209,6 +225,19 @@ class OpContract:
                     f"op {self.name}: input {argument.name!r} is {spec}, but dimension {declared} must be {expected} "
                     f"(from {dims})"
                 )
+
+
+def _check_attribute(op: str, name: str, value: Attr) -> None:
+    """An attribute means the same in every op, so its range is known by its name."""
+    if name in COUNTS:
+        low = COUNTS[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise GraphError(f"op {op}: attribute {name} must be an integer of {low} or more, is {value!r}")
+    elif name in NUMBERS:
+        if isinstance(value, (str, bool)) or not math.isfinite(value) or value < 0:
+            raise GraphError(f"op {op}: attribute {name} must be a finite number of 0 or more, is {value!r}")
+    elif not isinstance(value, str):
+        raise GraphError(f"op {op}: attribute {name} must be a name, is {value!r}")
 
 
 def _substitute(dim: Dim, dims: Mapping[str, Dim]) -> Dim:

@@ -93,6 +93,16 @@ def _verify_one_kernel_per_call(plan: Plan) -> None:
 
 
 def _verify_role(plan: Plan, role: RolePlan) -> None:
+    for name in ("capacity", "positions", "vocab_size", "page_size", "pages"):
+        value = getattr(role, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise VerificationError("roles", f"{role.role}: {name} must be an integer of 1 or more, is {value!r}")
+    for program in plan.programs:
+        if program.role == role.role and program.graph.outputs[0].spec.shape[-1] != role.vocab_size:
+            raise VerificationError(
+                "roles",
+                f"{role.role}: {role.vocab_size} token ids, but {program.name} gives {program.graph.outputs[0].spec}",
+            )
     if role.page_size != plan.options.page_size:
         raise VerificationError(
             "pages", f"{role.role}: pages of {role.page_size} slots, the options say {plan.options.page_size}"

@@ -229,6 +229,10 @@ PROGRAM_MUTANTS: dict[str, tuple[str, Mutation]] = {
     "a kernel of another op": ("kernels", _select("linear", kernel="reference:add.whole")),
     "a node without a kernel": ("kernels", _nodes(_unselected)),
     "a kernel that refuses the call": ("kernels", _attr("linear_gated", activation="tanh")),
+    "a window below zero": ("graph", _attr("attention", window=-5)),
+    "a soft cap that is no number": ("graph", _attr("attention", softcap=float("nan"))),
+    "an eps that is a word": ("graph", _attr("rms_norm", eps="len")),
+    "an activation that is a number": ("graph", _attr("linear_gated", activation=3)),
     "pages of another size": ("pages", _attr("attention", page_size=8)),
     "a layer's cache under another name": (
         "caches", _nodes(lambda ns: [dataclasses.replace(n, inputs=tuple(
@@ -256,6 +260,9 @@ PROGRAM_MUTANTS: dict[str, tuple[str, Mutation]] = {
 }  # fmt: skip
 
 PLAN_MUTANTS: dict[str, tuple[str, Mutation]] = {
+    "a vocabulary unlike the logits": ("roles", _role("target", vocab_size=7)),
+    "a capacity that is no number": ("roles", _role("target", capacity="x")),
+    "no pages": ("roles", _role("draft", pages=0)),
     "rotary tables shorter": ("rotary", _role("target", positions=lambda n: n - 1)),
     "rotary tables shorter than the positions": ("rotary", _everywhere_shorter),
     "a draft's rotary table shorter": ("rotary", _role("draft", positions=lambda n: n - 1)),
