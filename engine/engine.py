@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from slotwise.core.errors import OptionError, OutOfPages, RequestError, SlotwiseError
-from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.model import WeightSource
 from slotwise.engine.acceptance import Acceptance, Verdict
 from slotwise.engine.acceptance.coupled import Coupled
@@ -33,6 +32,7 @@ from slotwise.engine.drafters.ngram import NgramDrafter
 from slotwise.engine.drafters.none import NoDrafter
 from slotwise.engine.executor import Executor, Progress
 from slotwise.engine.lanes import Ints, Lanes
+from slotwise.engine.parts import check_prompt, lanes_of, make_ledger
 from slotwise.engine.planner import DecodePlanner
 from slotwise.engine.prefill import ChunkOutcome, Prefiller
 from slotwise.engine.request import FinishReason, Request
@@ -42,7 +42,7 @@ from slotwise.engine.stops import StopChecker
 from slotwise.engine.width import WidthPolicy
 from slotwise.plans.binding import Binding
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, TARGET, RolePlan
+from slotwise.plans.program import DRAFT, TARGET
 from slotwise.plans.show_binding import show_binding
 
 HISTORY = 32
@@ -429,38 +429,3 @@ class Engine:
         if adjuster is None:
             raise RequestError(f"lane {lane} has no edits to make")
         return adjuster.edits(drafts)
-
-
-def make_ledger(plan: Plan) -> Ledger:
-    """An empty ledger for the plan's roles."""
-    return Ledger(
-        [
-            RoleLedger(
-                role.role,
-                lanes=plan.options.max_sequences,
-                capacity=role.capacity,
-                page_size=role.page_size,
-                pages=role.pages,
-            )
-            for role in plan.roles
-        ]
-    )
-
-
-def check_prompt(prompt: SequenceOf[int], target: RolePlan) -> None:
-    """Raise RequestError when a prompt is empty, holds a wrong id, or does not fit the capacity alone."""
-    if not prompt:
-        raise RequestError("the prompt has no tokens; give at least one (a begin-of-text token, say)")
-    wrong = next((token for token in prompt if not 0 <= token < target.vocab_size), None)
-    if wrong is not None:
-        raise RequestError(f"the prompt has token id {wrong}; this model's ids are 0 to {target.vocab_size - 1}")
-    if len(prompt) > target.capacity:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens, the capacity is {target.capacity}; shorten it, or load the model "
-            "with a larger capacity if its own maximum allows one"
-        )
-
-
-def lanes_of(sequences: SequenceOf[Sequence]) -> Ints:
-    """The lanes of running sequences, in order."""
-    return np.array([s.lane for s in sequences if s.lane is not None], np.int64)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from slotwise.core.errors import OutOfPages, RequestError
-from slotwise.engine.engine import Engine, check_prompt
+from slotwise.engine.engine import Engine
 from slotwise.engine.model_call import run_rows
+from slotwise.engine.parts import check_prompt
 from slotwise.plans.program import DECODE, TARGET
 
 
