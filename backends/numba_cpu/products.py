@@ -1,0 +1,118 @@
+"""Products of a few rows with many weights: what every linear kernel is made of.
+
+Owns the packing of rows and `products`. What always holds: rows stand in tiles of up to `TILE_ROWS`, a tile's rows
+interleaved block by block, so that one pass over a weight serves them all; a sum's order depends on its row and weight
+alone (`vectors.py`), so no tiling, chunk or thread changes a bit.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
+from slotwise.backends.numba_cpu.memory import device, int64s
+from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, share
+from slotwise.backends.numba_cpu.vectors import BLOCK, ITEMSIZE, dot_tile, pack_row
+
+_AT = FIRST_FIELD * 8
+
+TILE_ROWS = 6
+"""Rows of a full tile: with two weights at a time, twelve sums, which fit sixteen registers with the rest."""
+
+CHUNK = 32
+"""Weights that a thread takes at a time, at most: an even number."""
+
+PRIVATE = 8192
+"""Elements of packed rows up to which each thread packs its own copy: cheaper than waiting for each other."""
+
+
+def tiles(rows: int) -> int:
+    """Tiles that `rows` rows are cut into: as few as can be, and as equal."""
+    return -(-rows // TILE_ROWS)
+
+
+def packed_width(width: int) -> int:
+    """Elements of a packed row: whole blocks."""
+    return -(-width // BLOCK) * BLOCK
+
+
+def is_private(rows: int, width: int) -> bool:
+    """Whether each thread packs the rows for itself."""
+    return rows * packed_width(width) <= PRIVATE
+
+
+def packed_bytes(rows: int, width: int) -> int:
+    """Scratch memory for packed rows."""
+    copies = MAX_THREADS if is_private(rows, width) else 1
+    return copies * rows * packed_width(width) * 4
+
+
+def chunk_of(weights: int) -> int:
+    """Weights of one chunk: an even number that leaves every thread several chunks where it can."""
+    return max(2, min(CHUNK, weights // 16 // 2 * 2))
+
+
+@device
+def tile_rows(tile: int, tiles: int, rows: int) -> tuple[int, int]:
+    """A tile's rows: (first, last + 1)."""
+    return tile * rows // tiles, (tile + 1) * rows // tiles
+
+
+@device
+def pack_tile(kind: int, x: int, width: int, item: int, first: int, last: int, target: int) -> None:
+    """Pack rows `first` to `last` of `x` into a tile at `target`."""
+    rows = last - first
+    for t in range(rows):
+        pack_row(kind, x + (first + t) * width * item, width, target + t * (BLOCK * 4), rows * (BLOCK * 4))
+
+
+@functools.cache
+def pack_kernel(kind: int) -> Address:
+    """Packs all rows of `x`, each thread some of the tiles. Fields: x, target, rows, width, tiles, packed width."""
+    item = ITEMSIZE[kind]
+
+    def pack(call: int, thread: int, threads: int) -> None:
+        field = int64s(call + _AT, 6)
+        x, target, rows, width, tiles, wide = field[0], field[1], field[2], field[3], field[4], field[5]
+        begin, end = share(tiles, thread, threads)
+        for tile in range(begin, end):
+            first, last = tile_rows(tile, tiles, rows)
+            pack_tile(kind, x, width, item, first, last, target + first * wide * 4)
+
+    return compile_kernel(pack)
+
+
+@device
+def products(
+    kind: int, rows: int, packed: int, weight: int, stride: int, width: int, count: int, out: int, out_stride: int
+) -> None:
+    """`out[t, n]` for the tile of `rows` rows at `packed` and `count` weights from `weight` on."""
+    for n in range(0, count - 1, 2):
+        w, o = weight + n * stride, out + n * 4
+        if rows == 1:
+            dot_tile(kind, 2, 1, w, stride, packed, width, o, out_stride)
+        elif rows == 2:
+            dot_tile(kind, 2, 2, w, stride, packed, width, o, out_stride)
+        elif rows == 3:
+            dot_tile(kind, 2, 3, w, stride, packed, width, o, out_stride)
+        elif rows == 4:
+            dot_tile(kind, 2, 4, w, stride, packed, width, o, out_stride)
+        elif rows == 5:
+            dot_tile(kind, 2, 5, w, stride, packed, width, o, out_stride)
+        else:
+            dot_tile(kind, 2, 6, w, stride, packed, width, o, out_stride)
+    if count % 2:
+        n = count - 1
+        w, o = weight + n * stride, out + n * 4
+        if rows == 1:
+            dot_tile(kind, 1, 1, w, stride, packed, width, o, out_stride)
+        elif rows == 2:
+            dot_tile(kind, 1, 2, w, stride, packed, width, o, out_stride)
+        elif rows == 3:
+            dot_tile(kind, 1, 3, w, stride, packed, width, o, out_stride)
+        elif rows == 4:
+            dot_tile(kind, 1, 4, w, stride, packed, width, o, out_stride)
+        elif rows == 5:
+            dot_tile(kind, 1, 5, w, stride, packed, width, o, out_stride)
+        else:
+            dot_tile(kind, 1, 6, w, stride, packed, width, o, out_stride)
