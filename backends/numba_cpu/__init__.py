@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from slotwise.backends.numba_cpu import attention, embedding, linear, norm, rotary, sampling
+from slotwise.backends.numba_cpu.calls import chain
 from slotwise.core.backend import Backend
 
 
@@ -32,4 +33,5 @@ BACKEND = Backend(
     ),
     unavailable=_unavailable,
     device="cpu",
+    chain=chain,
 )
