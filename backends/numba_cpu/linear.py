@@ -14,12 +14,24 @@ import numpy as np
 import torch
 from numba import int64
 
+from slotwise.backends.numba_cpu import panels
 from slotwise.backends.numba_cpu.activation import ACTIVATION_CODES, activate
 from slotwise.backends.numba_cpu.calls import Call, Field, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_floats
-from slotwise.backends.numba_cpu.memory import device, double_of_bits, elements, floats, int64s, narrow, stack_memory
-from slotwise.backends.numba_cpu.memory import tanh, widen
+from slotwise.backends.numba_cpu.memory import (
+    ZERO,
+    device,
+    double_of_bits,
+    elements,
+    floats,
+    int64s,
+    narrow,
+    stack_memory,
+    tanh,
+    widen,
+)
+from slotwise.backends.numba_cpu.panels import PANEL_BYTES, panel_products
 from slotwise.backends.numba_cpu.products import (
     CHUNK,
     TILE_ROWS,
@@ -40,49 +52,80 @@ from slotwise.core.graph import Attr
 from slotwise.core.ops.linear import ACTIVATIONS
 
 _AT = FIRST_FIELD * 8
+
+TILES, PANELS = 0, 1
+"""How rows meet weights: a few at a time, each weight as it is stored (`products.py`), or all, by panels (`panels.py`)."""
+
 _SCRATCH = TILE_ROWS * CHUNK * 4
 
-# Fields that all products share; each kernel's own come after them.
-_SHARED = 10
+_SHARED = 11
+"""Fields that all products share; each kernel's own come after them."""
 
 
 @device
-def _rows_of(kind: int, item: int, field: int, thread: int) -> int:
-    """Address of the packed rows, packed by this thread for itself where the call says so."""
+def _prepare(method: int, kind: int, item: int, field: int, thread: int) -> tuple[int, int]:
+    """(packed rows, this thread's scratch memory); the rows are packed here where each thread does that for itself."""
     f = int64s(field, _SHARED)
-    x, packed, rows, width, n_tiles, wide, private = f[0], f[1], f[3], f[4], f[5], f[6], f[7]
+    x, packed, rows, width, groups, wide, private = f[0], f[1], f[3], f[4], f[5], f[6], f[7]
+    if method == PANELS:
+        return packed, packed + rows * width * 4 + thread * f[10]
     if private == 0:
-        return packed
+        return packed, 0
     own = packed + thread * rows * wide * 4
-    for tile in range(n_tiles):
-        first, last = tile_rows(tile, n_tiles, rows)
+    for tile in range(groups):
+        first, last = tile_rows(tile, groups, rows)
         pack_tile(kind, x, width, item, first, last, own + first * wide * 4)
-    return own
+    return own, 0
+
+
+@device
+def _chunk(
+    method: int,
+    kind: int,
+    group: int,
+    field: int,
+    packed: int,
+    weight: int,
+    stride: int,
+    count: int,
+    sums: int,
+    scratch: int,
+) -> tuple[int, int]:
+    """Products of a group's rows with `count` weights, at `sums` [rows, CHUNK]; returns the rows (first, last + 1)."""
+    f = int64s(field, _SHARED)
+    rows, width, groups, wide = f[3], f[4], f[5], f[6]
+    if method == PANELS:
+        panel_products(kind, rows, groups, packed, weight, width, count, sums, scratch)
+        return 0, rows
+    first, last = tile_rows(group, groups, rows)
+    products(kind, last - first, packed + first * wide * 4, weight, stride, width, count, sums, CHUNK * 4)
+    return first, last
 
 
 @functools.cache
-def _linear(kind: int) -> Address:
+def _linear(method: int, kind: int) -> Address:
     """`y = x weight^T + bias`, rounded to the dtype, in up to three parts that lie apart (q, k, v)."""
     item = ITEMSIZE[kind]
 
     def linear(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, _SHARED + 7)
-        weight, rows, width, n_tiles, wide = field[2], field[3], field[4], field[5], field[6]
-        count, chunk = field[8], field[9]
+        at = call + _AT
+        field = int64s(at, _SHARED + 7)
+        weight, rows, width, count, chunk = field[2], field[3], field[4], field[8], field[9]
         bias = field[_SHARED]
-        packed = _rows_of(kind, item, call + _AT, thread)
-        scratch = stack_memory(_SCRATCH)
-        sums = floats(scratch, TILE_ROWS * CHUNK)
+        packed, scratch = _prepare(method, kind, item, at, thread)
+        place = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        sums = floats(place, rows * CHUNK)
         stride = width * item
+        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for tile in range(n_tiles):
-                first, last = tile_rows(tile, n_tiles, rows)
-                tile_at = packed + first * wide * 4
-                products(kind, last - first, tile_at, weight + begin * stride, stride, width, some, scratch, CHUNK * 4)
+            for group in range(groups):
+                first, last = _chunk(
+                    method, kind, group, at, packed, weight + begin * stride, stride, some, place, scratch
+                )
                 if bias != 0:
                     addend = elements(kind, bias + begin * item, some)
                     for t in range(last - first):
@@ -104,65 +147,72 @@ def _linear(kind: int) -> Address:
 
 
 @functools.cache
-def _linear_gated(kind: int, activation: int) -> Address:
+def _linear_gated(method: int, kind: int, activation: int) -> Address:
     """`activation(x gate^T) * (x up^T)`, rounded to the dtype once."""
     item = ITEMSIZE[kind]
 
     def linear_gated(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, _SHARED + 1)
-        weight, rows, width, n_tiles, wide = field[2], field[3], field[4], field[5], field[6]
-        count, chunk, out = field[8], field[9], field[_SHARED]
-        packed = _rows_of(kind, item, call + _AT, thread)
-        gate_at, up_at = stack_memory(_SCRATCH), stack_memory(_SCRATCH)
-        gate, up = floats(gate_at, TILE_ROWS * CHUNK), floats(up_at, TILE_ROWS * CHUNK)
+        at = call + _AT
+        field = int64s(at, _SHARED + 1)
+        weight, rows, width, count, chunk, out = field[2], field[3], field[4], field[8], field[9], field[_SHARED]
+        packed, scratch = _prepare(method, kind, item, at, thread)
+        gate_at = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        up_at = stack_memory(_SCRATCH) if method == TILES else gate_at + rows * CHUNK * 4
+        gate, up = floats(gate_at, rows * CHUNK), floats(up_at, rows * CHUNK)
         stride = width * item
+        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
             source = weight + begin * stride
-            for tile in range(n_tiles):
-                first, last = tile_rows(tile, n_tiles, rows)
-                tile_at = packed + first * wide * 4
-                products(kind, last - first, tile_at, source, stride, width, some, gate_at, CHUNK * 4)
-                products(kind, last - first, tile_at, source + count * stride, stride, width, some, up_at, CHUNK * 4)
+            for group in range(groups):
+                _chunk(method, kind, group, at, packed, source, stride, some, gate_at, scratch)
+                source_up = source + count * stride
+                first, last = _chunk(method, kind, group, at, packed, source_up, stride, some, up_at, scratch)
                 for t in range(last - first):
                     target = elements(kind, out + ((first + t) * count + begin) * item, some)
-                    at = t * CHUNK
+                    row = t * CHUNK
                     for n in range(some):
-                        target[n] = narrow(kind, activate(activation, gate[at + n]) * up[at + n])
+                        target[n] = narrow(kind, activate(activation, gate[row + n]) * up[row + n])
 
     return compile_kernel(linear_gated)
 
 
 @functools.cache
-def _logits(kind: int) -> Address:
+def _logits(method: int, kind: int) -> Address:
     """`y = x weight^T` in float32, bent by the soft cap where there is one."""
     item = ITEMSIZE[kind]
 
     def logits(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, _SHARED + 2)
-        weight, rows, width, n_tiles, wide = field[2], field[3], field[4], field[5], field[6]
-        count, chunk, out = field[8], field[9], field[_SHARED]
+        at = call + _AT
+        field = int64s(at, _SHARED + 2)
+        weight, rows, width, count, chunk, out = field[2], field[3], field[4], field[8], field[9], field[_SHARED]
         softcap = np.float32(double_of_bits(field[_SHARED + 1]))
-        packed = _rows_of(kind, item, call + _AT, thread)
+        packed, scratch = _prepare(method, kind, item, at, thread)
+        place = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        sums = floats(place, rows * CHUNK)
         stride = width * item
+        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for tile in range(n_tiles):
-                first, last = tile_rows(tile, n_tiles, rows)
-                at = out + (first * count + begin) * 4
-                tile_at = packed + first * wide * 4
-                products(kind, last - first, tile_at, weight + begin * stride, stride, width, some, at, count * 4)
-                if softcap > np.float32(0.0):
-                    for t in range(last - first):
-                        row = floats(at + t * count * 4, some)
+            for group in range(groups):
+                first, last = _chunk(
+                    method, kind, group, at, packed, weight + begin * stride, stride, some, place, scratch
+                )
+                for t in range(last - first):
+                    target = floats(out + ((first + t) * count + begin) * 4, some)
+                    row = t * CHUNK
+                    if softcap > ZERO:
                         for n in range(some):
-                            row[n] = tanh(row[n] / softcap) * softcap
+                            target[n] = tanh(sums[row + n] / softcap) * softcap
+                    else:
+                        for n in range(some):
+                            target[n] = sums[row + n]
 
     return compile_kernel(logits)
 
@@ -190,50 +240,66 @@ def _refuses(call: CallSpec) -> str | None:
     return refuses_wide_floats(call)
 
 
-def _workspace(call: CallSpec) -> int:
+def _workspace(method: int, call: CallSpec) -> int:
     x = call.inputs[0]
     rows, width = x.sizes() if x is not None else (0, 0)
-    return packed_bytes(rows, width)
+    return panels.packed_bytes(rows, width) if method == PANELS else packed_bytes(rows, width)
 
 
-def product_parts(
-    op: str, kernel: Address, x: torch.Tensor, weight: torch.Tensor, count: int, workspace: Field, own: tuple[Field, ...]
+def _product(
+    method: int,
+    op: str,
+    kernel: Address,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    count: int,
+    workspace: Field,
+    own: tuple[Field, ...],
 ) -> Launch:
     """The call of a product kernel, after a call that packs the rows where threads share them."""
     rows, width = x.shape
-    n_tiles, wide, private = tiles(rows), packed_width(width), is_private(rows, width)
-    shared = (x, workspace, weight, rows, width, n_tiles, wide, private, count, chunk_of(count))
-    part = Part(op, kernel, (*shared, *own))
+    groups = tiles(rows)
+    if method == PANELS:
+        pack = Part(op, panels.pack_kernel(kind_of(x)), (x, workspace, rows, width, groups))
+        chunk, scratch = panels.chunk_of(count), panels.own_bytes(rows)
+        return Call(
+            pack, Part(op, kernel, (x, workspace, weight, rows, width, groups, width, 0, count, chunk, scratch, *own))
+        )
+    wide, private = packed_width(width), is_private(rows, width)
+    part = Part(op, kernel, (x, workspace, weight, rows, width, groups, wide, private, count, chunk_of(count), 0, *own))
     if private:
         return Call(part)
-    return Call(Part(op, pack_kernel(kind_of(x)), (x, workspace, rows, width, n_tiles, wide)), part)
+    return Call(Part(op, pack_kernel(kind_of(x)), (x, workspace, rows, width, groups, wide)), part)
+
+
+Outputs = tuple[torch.Tensor, ...]
 
 
 def _bind_linear(
-    op: str, inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr], workspace: Field
+    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
     x, weight, bias = given(inputs[0]), given(inputs[1]), inputs[2]
     parts: list[Field] = []
     for out in outputs:
         parts += [out, out.numel() // len(x)]
     parts += [0] * (6 - len(parts))
-    return product_parts(op, _linear(kind_of(x)), x, weight, len(weight), workspace, (bias, *parts))
+    return _product(method, op, _linear(method, kind_of(x)), x, weight, len(weight), workspace, (bias, *parts))
 
 
 def _bind_gated(
-    inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr], workspace: torch.Tensor | None
+    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
     x, weight = given(inputs[0]), given(inputs[1])
-    kernel = _linear_gated(kind_of(x), ACTIVATION_CODES[str(attrs["activation"])])
-    return product_parts("linear_gated", kernel, x, weight, len(weight) // 2, workspace, outputs)
+    kernel = _linear_gated(method, kind_of(x), ACTIVATION_CODES[str(attrs["activation"])])
+    return _product(method, op, kernel, x, weight, len(weight) // 2, workspace, outputs)
 
 
 def _bind_logits(
-    inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr], workspace: torch.Tensor | None
+    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
     x, weight = given(inputs[0]), given(inputs[1])
     own = (*outputs, float(attrs["softcap"]))
-    return product_parts("logits", _logits(kind_of(x)), x, weight, len(weight), workspace, own)
+    return _product(method, op, _logits(method, kind_of(x)), x, weight, len(weight), workspace, own)
 
 
 def _bind_gate(
@@ -243,12 +309,22 @@ def _bind_gate(
     return Call(Part("gated_activation", kernel, (*inputs, *outputs, outputs[0].numel())))
 
 
+_BINDS = {
+    "linear": _bind_linear,
+    "linear_heads": _bind_linear,
+    "linear_qkv": _bind_linear,
+    "linear_gated": _bind_gated,
+    "logits": _bind_logits,
+}
+
+
+def _kernel(op: str, name: str, method: int, invariant_rows: int | None) -> Kernel:
+    bind = functools.partial(_BINDS[op], method, op)
+    return Kernel(op, f"{op}{name}", bind, _refuses, invariant_rows, functools.partial(_workspace, method))
+
+
 KERNELS = (
-    *(
-        Kernel(op, op, functools.partial(_bind_linear, op), _refuses, workspace=_workspace)
-        for op in ("linear", "linear_heads", "linear_qkv")
-    ),
+    *(_kernel(op, "", TILES, None) for op in _BINDS),
+    *(_kernel(op, ".panels", PANELS, 0) for op in _BINDS),
     Kernel("gated_activation", "gated_activation", _bind_gate, _refuses),
-    Kernel("linear_gated", "linear_gated", _bind_gated, _refuses, workspace=_workspace),
-    Kernel("logits", "logits", _bind_logits, _refuses, workspace=_workspace),
 )
