@@ -152,9 +152,12 @@ def _int4(groups: torch.Tensor) -> Quantised:
     for fraction in _EXTREMES:
         codes = _within(groups, extreme / fraction, -8, 7)
         gain, fitted = _fit(groups, codes)
-        better = gain > best
+        better = gain > best * (1 + 2**-20)  # a tie is the first's, else rounding would decide it
         best, scale = torch.where(better, gain, best), torch.where(better, fitted, scale)
-    scale = _fit(groups, _within(groups, scale, -8, 7))[1].to(torch.float16)
+    scale = _fit(groups, _within(groups, scale, -8, 7))[1]
+    near = scale.to(torch.float16)
+    # A scale too small for float16's full precision is rounded away from 0: no code then clips for want of a bit.
+    scale = torch.where(near.abs() < 2.0**-14, _up(scale.abs()).copysign(scale), near)
     return _within(groups, scale.float(), -8, 7).add_(8).to(torch.uint8), scale, None
 
 

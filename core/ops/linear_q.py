@@ -201,7 +201,7 @@ def _gated_cases(rng: torch.Generator) -> Iterator[Case]:
     for place, (name, t, k, n) in enumerate(_SHAPES):
         for form in _FORMS:
             weight, bits = _weight(rng, 2 * n, k, form, gain=0.7)  # a product of two, each with its error
-            attrs = {"activation": linear.ACTIVATIONS[place % 2], "bits": bits}
+            attrs: dict[str, Attr] = {"activation": linear.ACTIVATIONS[place % 2], "bits": bits}
             yield Case(f"{name}, {form}, {attrs['activation']}", (_activations(rng, t, k), *weight), attrs)
 
 
