@@ -18,8 +18,10 @@ from numba.extending import intrinsic
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.memory import ZERO, device, elements, floats, int64s, widen
 from slotwise.backends.numba_cpu.products import CHUNK, tile_rows
+from slotwise.backends.numba_cpu.products_q import INT8, widen_quantised
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE, LANES, Builder, Loop, fma, int64, literals, load, store
+from slotwise.core.ops.linear_q import GROUP
 
 _AT = FIRST_FIELD * 8
 
@@ -190,10 +192,17 @@ def add_panel(rows: int, n_tiles: int, packed: int, width: int, first: int, dept
 
 @device
 def panel_products(
-    kind: int, rows: int, n_tiles: int, packed: int, weight: int, width: int, count: int, sums: int, scratch: int
-) -> None:
-    """`sums[t, n]` [rows, COLUMNS] for all rows and the `count` weights (at most COLUMNS) from `weight` on."""
+    kind: int, form: int, rows: int, n_tiles: int, packed: int, weight: int, scale: int, offset: int, width: int,
+    count: int, sums: int, scratch: int,
+) -> None:  # fmt: skip
+    """`sums[t, n]` [rows, COLUMNS] for all rows and the `count` weights (at most COLUMNS) from `weight` on.
+
+    `form` 0 is a weight of `kind`; else `weight` is its codes, and `scale` and `offset` belong to them.
+    """
     stride = width * (4 if kind == 0 else 2)
+    if form != 0:
+        stride = width if form == INT8 else width // 2
+    scale_stride = width // GROUP * 2
     total = floats(sums, rows * COLUMNS)
     for i in range(rows * COLUMNS):
         total[i] = ZERO
@@ -201,7 +210,13 @@ def panel_products(
         depth = min(DEPTH, width - first)
         for n in range(0, count, PANEL):
             some = min(PANEL, count - n)
-            widen_weights(kind, weight + n * stride, stride, first, depth, some, scratch + PANEL_BYTES)
+            if form == 0:
+                widen_weights(kind, weight + n * stride, stride, first, depth, some, scratch + PANEL_BYTES)
+            else:
+                s, o = scale + n * scale_stride, offset + n * scale_stride
+                widen_quantised(
+                    form, weight + n * stride, s, o, width, first, depth, some, DEPTH, scratch + PANEL_BYTES
+                )
             make_panel(scratch + PANEL_BYTES, depth, some, scratch)
             add_panel(rows, n_tiles, packed, width, first, depth, scratch, sums + n * 4)
 

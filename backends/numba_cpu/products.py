@@ -68,16 +68,16 @@ def pack_tile(kind: int, x: int, width: int, item: int, first: int, last: int, t
 
 @functools.cache
 def pack_kernel(kind: int) -> Address:
-    """Packs all rows of `x`, each thread some of the tiles. Fields: x, target, rows, width, tiles, packed width."""
+    """Packs all rows of `x`, each thread some of the tiles. Fields: x, target, rows, width, tiles, bytes of a packed row."""
     item = ITEMSIZE[kind]
 
     def pack(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, 6)
-        x, target, rows, width, tiles, wide = field[0], field[1], field[2], field[3], field[4], field[5]
+        x, target, rows, width, tiles, row_bytes = field[0], field[1], field[2], field[3], field[4], field[5]
         begin, end = share(tiles, thread, threads)
         for tile in range(begin, end):
             first, last = tile_rows(tile, tiles, rows)
-            pack_tile(kind, x, width, item, first, last, target + first * wide * 4)
+            pack_tile(kind, x, width, item, first, last, target + first * row_bytes)
 
     return compile_kernel(pack)
 
