@@ -103,8 +103,8 @@ class Backend:
     """A named set of kernels, in the backend's own order of preference.
 
     `unavailable()` is None where this machine can run it, else the reason and what to do. `device` is where buffers
-    live (`"cpu"` or `"cuda"`). `chain`, where a backend has one, makes one launch of its own consecutive launches, to be
-    run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
+    live (`"cpu"` or `"cuda"`). `chain`, where a backend has one, makes one launch of its own consecutive launches, to
+    be run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
     """
 
     name: str

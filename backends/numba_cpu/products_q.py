@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba import int64 as int64_type
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.machine import HAS_AVX2, HAS_VNNI
@@ -42,6 +41,7 @@ from slotwise.backends.numba_cpu.vectors import (
     Loop,
     fma,
     int64,
+    intrinsic,
     literals,
     load,
     prefetch,
@@ -178,7 +178,7 @@ def _codes_of_group(builder: Builder, form: int, address: Any) -> Any:
     return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, GROUP), list(range(GROUP))))
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def quantised_tile(
     typing: Any,
     form: Any,
