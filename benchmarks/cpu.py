@@ -23,8 +23,9 @@ from sidebyside import charts, report
 from sidebyside.comparison import Comparison, compare
 from sidebyside.engine import EngineSpec
 from sidebyside.machine import describe, physical_cores
+from sidebyside.progress import saying
 from sidebyside.shapes import SHAPES, make_checkpoint
-from sidebyside.work import DECODE, DECODE_BATCH, PREFILL, PREFILL_LONG, UNITS
+from sidebyside.work import DECODE, DECODE_BATCH, PREFILL, PREFILL_LONG, QUICK_WORKS, UNITS, WORKS
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -61,7 +62,7 @@ def checked_specs(backend: str) -> tuple[EngineSpec, ...]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two rounds of short turns")
+    parser.add_argument("--quick", action="store_true", help="two rounds of short turns, no long prompts")
     parser.add_argument("--rounds", type=int, help="rounds (default 3)")
     parser.add_argument("--shapes", default="135M,1B", help=f"of {', '.join(SHAPES)}; separated by commas")
     parser.add_argument("--engines", default="", help="names or beginnings of names, separated by commas")
@@ -81,10 +82,10 @@ def main() -> int:
         parser.error(f"no such shape: {', '.join(unknown)}" if unknown else f"no engine is called {parsed.engines}")
     checked = checked_specs(parsed.backend) if any(spec.name.startswith("slotwise") for spec in chosen) else ()
     console, results = Console(), []
-    with Console(stderr=True).status("") as status:
+    with saying() as say:
         for name in parsed.shapes.split(","):
             shape = SHAPES[name]
-            status.update(f"{name}: making the checkpoint")
+            say(f"{name}: making the checkpoint")
             folder = make_checkpoint(shape, parsed.cache)
             found = compare(
                 shape,
@@ -94,8 +95,9 @@ def main() -> int:
                 checked if shape.parameters < 5e8 else (),
                 threads=parsed.threads,
                 rounds=rounds,
-                share=0.8 if parsed.quick else 2.5,
-                say=status.update,
+                share=0.8 if parsed.quick else 2.0,
+                works=QUICK_WORKS if parsed.quick else WORKS,
+                say=say,
             )
             results.append(found)
             report.show(found, console)

@@ -1,8 +1,8 @@
 """One shape, all engines, several rounds.
 
 Owns `compare` and its `Comparison`. What always holds: an engine that is missing, fails or computes something else is
-named with its reason, and never keeps the others from being measured; memory bandwidth is read before every kind of
-work in every round, so that each figure has a limit of its own time.
+named with its reason, and never keeps the others from being measured; memory bandwidth is read before and after
+every turn, so that each figure has a limit of its own time.
 """
 
 from __future__ import annotations
@@ -79,19 +79,22 @@ def compare(
                 paces[name] = Pace.of(workers[name].ask, shape.vocab)
         for turn in range(rounds):
             for work in works:
-                bandwidth = memory.read()
-                found.samples.add(MEMORY, f"{READ} before {work.names[0]}", turn, bandwidth)
+                # Bandwidth is read before and after every turn; a turn's limit is the mean of the two.
+                before = _read(found, memory)
                 for name in rotated(list(workers), turn):
+                    if work.fixed_seconds(paces[name]) > LONGEST_TURN:
+                        continue
                     say(f"{shape.name}: round {turn + 1} of {rounds}, {' and '.join(work.names)}, {name}")
-                    if work.fixed_seconds(paces[name]) <= LONGEST_TURN:
-                        with _Failing(found, workers, name):
-                            rates = work.run(workers[name].ask, shape.vocab, turn, paces[name], share)
-                            for kind, rate in rates.items():
-                                found.samples.add(name, kind, turn, rate)
-                            for kind in LIMIT_SHARE.keys() & rates.keys():
-                                needed = step_bytes(shape, found.about[name], paces[name].cached_tokens(kind, share))
-                                steps = rates[kind] / (BATCH if kind == DECODE_BATCH else 1)
-                                found.samples.add(name, LIMIT_SHARE[kind], turn, steps * needed / bandwidth)
+                    with _Failing(found, workers, name):
+                        rates = work.run(workers[name].ask, shape.vocab, turn, paces[name], share)
+                        after = _read(found, memory)
+                        for kind, rate in rates.items():
+                            found.samples.add(name, kind, turn, rate)
+                        for kind in LIMIT_SHARE.keys() & rates.keys():
+                            needed = step_bytes(shape, found.about[name], paces[name].cached_tokens(kind, share))
+                            steps = rates[kind] / (BATCH if kind == DECODE_BATCH else 1)
+                            found.samples.add(name, LIMIT_SHARE[kind], turn, 2 * steps * needed / (before + after))
+                        before = after
             found.samples.add(MEMORY, COPY, turn, memory.copy())
     finally:
         for worker in workers.values():
@@ -102,6 +105,12 @@ def compare(
 def step_bytes(shape: Shape, about: About, cached_tokens: float) -> float:
     """Bytes that a decode step has to read: the weights once, and the cached tokens of all sequences."""
     return about.weight_bytes + shape.cache_bytes(cached_tokens, about.kv_itemsize)
+
+
+def _read(found: Comparison, memory: MemoryReader) -> float:
+    speed = memory.read()
+    found.samples.add(MEMORY, READ, len(found.samples.values(MEMORY, READ)), speed)
+    return speed
 
 
 def _start(

@@ -25,17 +25,6 @@ PEERS = {
 """Whom each precision is held against."""
 
 
-def bandwidth(found: Comparison) -> Spread | None:
-    """Bytes a second read from memory, over all rounds and kinds of work."""
-    reads = [
-        value
-        for what, values in found.samples.as_json().get(MEMORY, {}).items()
-        if what.startswith(READ)
-        for value in values
-    ]
-    return Spread.of(reads) if reads else None
-
-
 def ratios(found: Comparison) -> dict[str, dict[str, dict[str, Spread]]]:
     """who -> peer -> work -> ratio of rates."""
     return {
@@ -50,7 +39,7 @@ def ratios(found: Comparison) -> dict[str, dict[str, dict[str, Spread]]]:
 def show(found: Comparison, console: Console) -> None:
     """Print what was found for one shape."""
     shape, samples = found.shape, found.samples
-    speed, copied = bandwidth(found), samples.spread(MEMORY, COPY)
+    speed, copied = samples.spread(MEMORY, READ), samples.spread(MEMORY, COPY)
     title = f"Llama {shape.name}, {found.threads} threads: tokens/s, medians (least to most)"
     table = Table("engine", *WORK_NAMES, *LIMIT_SHARE.values(), VERIFY, title=title, title_justify="left")
     for name in found.about:
@@ -78,7 +67,7 @@ def show(found: Comparison, console: Console) -> None:
 
 def as_json(found: Comparison) -> dict[str, Any]:
     """Everything of one shape, plain."""
-    speed = bandwidth(found)
+    speed = found.samples.spread(MEMORY, READ)
     spreads = found.samples.as_json()
     return {
         "parameters": found.shape.parameters,

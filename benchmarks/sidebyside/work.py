@@ -91,6 +91,8 @@ WORKS = (
     Work((DECODE_BATCH,), _batch, lambda pace: BATCH * BATCH_PROMPT / pace.prefill),
     Work((VERIFY,), _verify, lambda pace: 0.0),
 )
+QUICK_WORKS = tuple(work for work in WORKS if work.names != (PREFILL_LONG,))
+"""Without the longest turns."""
 
 
 def _tokens(vocab: int, count: int, seed: int) -> Sequence[int]:
