@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from slotwise.backends.numba_cpu import embedding, linear, norm, rotary
+from slotwise.backends.numba_cpu import attention, embedding, linear, norm, rotary, sampling
+from slotwise.backends.numba_cpu.calls import chain
 from slotwise.core.backend import Backend
 
 
@@ -27,7 +28,10 @@ BACKEND = Backend(
         *norm.KERNELS,
         *linear.KERNELS,
         *rotary.KERNELS,
+        *attention.KERNELS,
+        *sampling.KERNELS,
     ),
     unavailable=_unavailable,
     device="cpu",
+    chain=chain,
 )

@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numba import int64
 
+from slotwise.backends.numba_cpu import panels, products_q
 from slotwise.backends.numba_cpu.activation import ACTIVATION_CODES, activate
 from slotwise.backends.numba_cpu.calls import Call, Field, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_floats
-from slotwise.backends.numba_cpu.memory import device, double_of_bits, elements, floats, int64s, narrow, stack_memory
-from slotwise.backends.numba_cpu.memory import tanh, widen
+from slotwise.backends.numba_cpu.memory import (
+    ZERO,
+    device,
+    double_of_bits,
+    elements,
+    floats,
+    int64s,
+    narrow,
+    stack_memory,
+    tanh,
+    widen,
+)
+from slotwise.backends.numba_cpu.panels import PANEL_BYTES, panel_products
 from slotwise.backends.numba_cpu.products import (
     CHUNK,
     TILE_ROWS,
@@ -33,56 +46,89 @@ from slotwise.backends.numba_cpu.products import (
     tile_rows,
     tiles,
 )
+from slotwise.backends.numba_cpu.products_q import INT4, INT4_OFFSET, INT8, quantise_tile, quantised_products
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, next_chunk, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
 from slotwise.core.ops.linear import ACTIVATIONS
+from slotwise.core.ops.linear_q import FLOAT_OPS, GROUP
 
 _AT = FIRST_FIELD * 8
+
+TILES, PANELS = 0, 1
+"""How rows meet weights: a few at a time, each weight as it is stored (`products.py`), or all, by panels (`panels.py`)."""
+
 _SCRATCH = TILE_ROWS * CHUNK * 4
 
-# Fields that all products share; each kernel's own come after them.
-_SHARED = 10
+_SHARED = 13
+"""Fields that all products share; each kernel's own come after them."""
 
 
 @device
-def _rows_of(kind: int, item: int, field: int, thread: int) -> int:
-    """Address of the packed rows, packed by this thread for itself where the call says so."""
+def _prepare(method: int, kind: int, form: int, field: int, thread: int) -> tuple[int, int]:
+    """(packed rows, this thread's scratch memory); the rows are packed here where each thread does that for itself."""
     f = int64s(field, _SHARED)
-    x, packed, rows, width, n_tiles, wide, private = f[0], f[1], f[3], f[4], f[5], f[6], f[7]
+    x, packed, rows, width, groups, row_bytes, private = f[0], f[1], f[3], f[4], f[5], f[6], f[7]
+    if method == PANELS:
+        return packed, packed + rows * width * 4 + thread * f[10]
     if private == 0:
-        return packed
-    own = packed + thread * rows * wide * 4
-    for tile in range(n_tiles):
-        first, last = tile_rows(tile, n_tiles, rows)
-        pack_tile(kind, x, width, item, first, last, own + first * wide * 4)
-    return own
+        return packed, 0
+    own = packed + thread * rows * row_bytes
+    for tile in range(groups):
+        first, last = tile_rows(tile, groups, rows)
+        if form == 0:
+            pack_tile(kind, x, width, 4 if kind == 0 else 2, first, last, own + first * row_bytes)
+        else:
+            quantise_tile(kind, x, width, first, last, own + first * row_bytes)
+    return own, 0
+
+
+@device
+def _chunk(
+    method: int, kind: int, form: int, group: int, field: int, packed: int, n: int, count: int, sums: int, scratch: int
+) -> tuple[int, int]:
+    """Products of a group's rows with `count` weights from n on, at `sums` [rows, CHUNK]; returns (first, last + 1)."""
+    f = int64s(field, _SHARED)
+    weight, rows, width, groups, row_bytes = f[2], f[3], f[4], f[5], f[6]
+    scale, offset = f[11] + n * (width // GROUP * 2), f[12] + n * (width // GROUP * 2)
+    stride = width * (4 if kind == 0 else 2)
+    if form != 0:
+        stride = width if form == INT8 else width // 2
+    at = weight + n * stride
+    if method == PANELS:
+        panel_products(kind, form, rows, groups, packed, at, scale, offset, width, count, sums, scratch)
+        return 0, rows
+    first, last = tile_rows(group, groups, rows)
+    tile = packed + first * row_bytes
+    if form == 0:
+        products(kind, last - first, tile, at, stride, width, count, sums, CHUNK * 4)
+    else:
+        quantised_products(form, last - first, tile, at, scale, offset, width, count, sums, CHUNK * 4)
+    return first, last
 
 
 @functools.cache
-def _linear(kind: int) -> Address:
+def _linear(method: int, kind: int, form: int) -> Address:
     """`y = x weight^T + bias`, rounded to the dtype, in up to three parts that lie apart (q, k, v)."""
     item = ITEMSIZE[kind]
 
     def linear(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, _SHARED + 7)
-        weight, rows, width, n_tiles, wide = field[2], field[3], field[4], field[5], field[6]
-        count, chunk = field[8], field[9]
+        at = call + _AT
+        field = int64s(at, _SHARED + 7)
+        rows, count, chunk = field[3], field[8], field[9]
         bias = field[_SHARED]
-        packed = _rows_of(kind, item, call + _AT, thread)
-        scratch = stack_memory(_SCRATCH)
-        sums = floats(scratch, TILE_ROWS * CHUNK)
-        stride = width * item
+        packed, scratch = _prepare(method, kind, form, at, thread)
+        place = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        sums = floats(place, rows * CHUNK)
+        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for tile in range(n_tiles):
-                first, last = tile_rows(tile, n_tiles, rows)
-                tile_at = packed + first * wide * 4
-                products(kind, last - first, tile_at, weight + begin * stride, stride, width, some, scratch, CHUNK * 4)
+            for group in range(groups):
+                first, last = _chunk(method, kind, form, group, at, packed, begin, some, place, scratch)
                 if bias != 0:
                     addend = elements(kind, bias + begin * item, some)
                     for t in range(last - first):
@@ -104,65 +150,65 @@ def _linear(kind: int) -> Address:
 
 
 @functools.cache
-def _linear_gated(kind: int, activation: int) -> Address:
+def _linear_gated(method: int, kind: int, form: int, activation: int) -> Address:
     """`activation(x gate^T) * (x up^T)`, rounded to the dtype once."""
     item = ITEMSIZE[kind]
 
     def linear_gated(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, _SHARED + 1)
-        weight, rows, width, n_tiles, wide = field[2], field[3], field[4], field[5], field[6]
-        count, chunk, out = field[8], field[9], field[_SHARED]
-        packed = _rows_of(kind, item, call + _AT, thread)
-        gate_at, up_at = stack_memory(_SCRATCH), stack_memory(_SCRATCH)
-        gate, up = floats(gate_at, TILE_ROWS * CHUNK), floats(up_at, TILE_ROWS * CHUNK)
-        stride = width * item
+        at = call + _AT
+        field = int64s(at, _SHARED + 1)
+        rows, count, chunk, out = field[3], field[8], field[9], field[_SHARED]
+        packed, scratch = _prepare(method, kind, form, at, thread)
+        gate_at = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        up_at = stack_memory(_SCRATCH) if method == TILES else gate_at + rows * CHUNK * 4
+        gate, up = floats(gate_at, rows * CHUNK), floats(up_at, rows * CHUNK)
+        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            source = weight + begin * stride
-            for tile in range(n_tiles):
-                first, last = tile_rows(tile, n_tiles, rows)
-                tile_at = packed + first * wide * 4
-                products(kind, last - first, tile_at, source, stride, width, some, gate_at, CHUNK * 4)
-                products(kind, last - first, tile_at, source + count * stride, stride, width, some, up_at, CHUNK * 4)
+            for group in range(groups):
+                _chunk(method, kind, form, group, at, packed, begin, some, gate_at, scratch)
+                first, last = _chunk(method, kind, form, group, at, packed, count + begin, some, up_at, scratch)
                 for t in range(last - first):
                     target = elements(kind, out + ((first + t) * count + begin) * item, some)
-                    at = t * CHUNK
+                    row = t * CHUNK
                     for n in range(some):
-                        target[n] = narrow(kind, activate(activation, gate[at + n]) * up[at + n])
+                        target[n] = narrow(kind, activate(activation, gate[row + n]) * up[row + n])
 
     return compile_kernel(linear_gated)
 
 
 @functools.cache
-def _logits(kind: int) -> Address:
+def _logits(method: int, kind: int, form: int) -> Address:
     """`y = x weight^T` in float32, bent by the soft cap where there is one."""
-    item = ITEMSIZE[kind]
 
     def logits(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, _SHARED + 2)
-        weight, rows, width, n_tiles, wide = field[2], field[3], field[4], field[5], field[6]
-        count, chunk, out = field[8], field[9], field[_SHARED]
+        at = call + _AT
+        field = int64s(at, _SHARED + 2)
+        rows, count, chunk, out = field[3], field[8], field[9], field[_SHARED]
         softcap = np.float32(double_of_bits(field[_SHARED + 1]))
-        packed = _rows_of(kind, item, call + _AT, thread)
-        stride = width * item
+        packed, scratch = _prepare(method, kind, form, at, thread)
+        place = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        sums = floats(place, rows * CHUNK)
+        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for tile in range(n_tiles):
-                first, last = tile_rows(tile, n_tiles, rows)
-                at = out + (first * count + begin) * 4
-                tile_at = packed + first * wide * 4
-                products(kind, last - first, tile_at, weight + begin * stride, stride, width, some, at, count * 4)
-                if softcap > np.float32(0.0):
-                    for t in range(last - first):
-                        row = floats(at + t * count * 4, some)
+            for group in range(groups):
+                first, last = _chunk(method, kind, form, group, at, packed, begin, some, place, scratch)
+                for t in range(last - first):
+                    target = floats(out + ((first + t) * count + begin) * 4, some)
+                    row = t * CHUNK
+                    if softcap > ZERO:
                         for n in range(some):
-                            row[n] = tanh(row[n] / softcap) * softcap
+                            target[n] = tanh(sums[row + n] / softcap) * softcap
+                    else:
+                        for n in range(some):
+                            target[n] = sums[row + n]
 
     return compile_kernel(logits)
 
@@ -190,50 +236,91 @@ def _refuses(call: CallSpec) -> str | None:
     return refuses_wide_floats(call)
 
 
-def _workspace(call: CallSpec) -> int:
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A weight as a call has it: as stored, or codes with their scale and offset."""
+
+    form: int
+    stored: torch.Tensor
+    scale: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+
+
+def _split(op: str, inputs: Tensors, attrs: Mapping[str, Attr]) -> tuple[torch.Tensor, _Weight, Tensors]:
+    """A call's x, its weight, and what inputs are left."""
+    x, weight = given(inputs[0]), given(inputs[1])
+    if op not in FLOAT_OPS:
+        return x, _Weight(0, weight), inputs[2:]
+    form = INT8 if attrs["bits"] == 8 else INT4 if inputs[3] is None else INT4_OFFSET
+    return x, _Weight(form, weight, given(inputs[2]), inputs[3]), inputs[4:]
+
+
+def _workspace(method: int, call: CallSpec) -> int:
     x = call.inputs[0]
     rows, width = x.sizes() if x is not None else (0, 0)
-    return packed_bytes(rows, width)
+    if method == PANELS:
+        return panels.packed_bytes(rows, width)
+    return products_q.packed_bytes(rows, width) if call.op in FLOAT_OPS else packed_bytes(rows, width)
 
 
-def product_parts(
-    op: str, kernel: Address, x: torch.Tensor, weight: torch.Tensor, count: int, workspace: Field, own: tuple[Field, ...]
+def _product(
+    method: int,
+    op: str,
+    kernel: Address,
+    x: torch.Tensor,
+    weight: _Weight,
+    count: int,
+    workspace: Field,
+    own: tuple[Field, ...],
 ) -> Launch:
     """The call of a product kernel, after a call that packs the rows where threads share them."""
     rows, width = x.shape
-    n_tiles, wide, private = tiles(rows), packed_width(width), is_private(rows, width)
-    shared = (x, workspace, weight, rows, width, n_tiles, wide, private, count, chunk_of(count))
-    part = Part(op, kernel, (*shared, *own))
+    groups, kind = tiles(rows), kind_of(x)
+    if method == PANELS:
+        pack, row_bytes, private = panels.pack_kernel(kind), width * 4, False
+        chunk, scratch = panels.chunk_of(count), panels.own_bytes(rows)
+    elif weight.form:
+        pack, row_bytes = products_q.quantise_kernel(kind), products_q.row_bytes(width)
+        private, chunk, scratch = products_q.is_private(rows, width), chunk_of(count), 0
+    else:
+        pack, row_bytes = pack_kernel(kind), packed_width(width) * 4
+        private, chunk, scratch = is_private(rows, width), chunk_of(count), 0
+    sizes = (rows, width, groups, row_bytes, private, count, chunk, scratch)
+    part = Part(op, kernel, (x, workspace, weight.stored, *sizes, weight.scale, weight.offset, *own))
     if private:
         return Call(part)
-    return Call(Part(op, pack_kernel(kind_of(x)), (x, workspace, rows, width, n_tiles, wide)), part)
+    return Call(Part(op, pack, (x, workspace, rows, width, groups, row_bytes)), part)
+
+
+Outputs = tuple[torch.Tensor, ...]
 
 
 def _bind_linear(
-    op: str, inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr], workspace: Field
+    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
-    x, weight, bias = given(inputs[0]), given(inputs[1]), inputs[2]
+    x, weight, (bias,) = _split(op, inputs, attrs)
     parts: list[Field] = []
     for out in outputs:
         parts += [out, out.numel() // len(x)]
     parts += [0] * (6 - len(parts))
-    return product_parts(op, _linear(kind_of(x)), x, weight, len(weight), workspace, (bias, *parts))
+    kernel = _linear(method, kind_of(x), weight.form)
+    return _product(method, op, kernel, x, weight, len(weight.stored), workspace, (bias, *parts))
 
 
 def _bind_gated(
-    inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr], workspace: torch.Tensor | None
+    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
-    x, weight = given(inputs[0]), given(inputs[1])
-    kernel = _linear_gated(kind_of(x), ACTIVATION_CODES[str(attrs["activation"])])
-    return product_parts("linear_gated", kernel, x, weight, len(weight) // 2, workspace, outputs)
+    x, weight, _ = _split(op, inputs, attrs)
+    kernel = _linear_gated(method, kind_of(x), weight.form, ACTIVATION_CODES[str(attrs["activation"])])
+    return _product(method, op, kernel, x, weight, len(weight.stored) // 2, workspace, outputs)
 
 
 def _bind_logits(
-    inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr], workspace: torch.Tensor | None
+    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
-    x, weight = given(inputs[0]), given(inputs[1])
-    own = (*outputs, float(attrs["softcap"]))
-    return product_parts("logits", _logits(kind_of(x)), x, weight, len(weight), workspace, own)
+    x, weight, _ = _split(op, inputs, attrs)
+    kernel, own = _logits(method, kind_of(x), weight.form), (*outputs, float(attrs["softcap"]))
+    return _product(method, op, kernel, x, weight, len(weight.stored), workspace, own)
 
 
 def _bind_gate(
@@ -243,12 +330,23 @@ def _bind_gate(
     return Call(Part("gated_activation", kernel, (*inputs, *outputs, outputs[0].numel())))
 
 
+_BINDS = {
+    "linear": _bind_linear,
+    "linear_heads": _bind_linear,
+    "linear_qkv": _bind_linear,
+    "linear_gated": _bind_gated,
+    "logits": _bind_logits,
+}
+_ALL = {**_BINDS, **{op: _BINDS[of.name] for op, of in FLOAT_OPS.items()}}
+
+
+def _kernel(op: str, name: str, method: int, invariant_rows: int | None) -> Kernel:
+    bind = functools.partial(_ALL[op], method, op)
+    return Kernel(op, f"{op}{name}", bind, _refuses, invariant_rows, functools.partial(_workspace, method))
+
+
 KERNELS = (
-    *(
-        Kernel(op, op, functools.partial(_bind_linear, op), _refuses, workspace=_workspace)
-        for op in ("linear", "linear_heads", "linear_qkv")
-    ),
+    *(_kernel(op, "", TILES, None) for op in _ALL),
+    *(_kernel(op, ".panels", PANELS, 0) for op in _ALL),
     Kernel("gated_activation", "gated_activation", _bind_gate, _refuses),
-    Kernel("linear_gated", "linear_gated", _bind_gated, _refuses, workspace=_workspace),
-    Kernel("logits", "logits", _bind_logits, _refuses, workspace=_workspace),
 )

@@ -48,7 +48,6 @@ def _pointer_to(element: types.Type) -> Any:
 
 _float_pointer, _int32_pointer, _int64_pointer = (_pointer_to(t) for t in (types.float32, types.int32, types.int64))
 _byte_pointer, _signed_pointer = _pointer_to(types.uint8), _pointer_to(types.int8)
-_half_pointer = _pointer_to(types.uint16)
 
 
 @device
@@ -76,9 +75,9 @@ def bytes_at(address: int, count: int) -> Any:
 
 
 @device
-def halves(address: int, count: int) -> Any:
-    """The array of 16-bit elements at `address`, as uint16."""
-    return carray(_half_pointer(address), count)
+def signed_bytes(address: int, count: int) -> Any:
+    """The int8 array at `address`."""
+    return carray(_signed_pointer(address), count)
 
 
 @intrinsic(prefer_literal=True)

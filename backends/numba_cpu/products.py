@@ -19,8 +19,8 @@ _AT = FIRST_FIELD * 8
 TILE_ROWS = 6
 """Rows of a full tile: with two weights at a time, twelve sums, which fit sixteen registers with the rest."""
 
-CHUNK = 32
-"""Weights that a thread takes at a time, at most: an even number."""
+CHUNK = 64
+"""Weights that a thread takes at a time, at most: a multiple of the streams that it reads."""
 
 PRIVATE = 8192
 """Elements of packed rows up to which each thread packs its own copy: cheaper than waiting for each other."""
@@ -48,8 +48,8 @@ def packed_bytes(rows: int, width: int) -> int:
 
 
 def chunk_of(weights: int) -> int:
-    """Weights of one chunk: an even number that leaves every thread several chunks where it can."""
-    return max(2, min(CHUNK, weights // 16 // 2 * 2))
+    """Weights of one chunk: a multiple of four that leaves every thread several chunks where it can."""
+    return max(4, min(CHUNK, weights // 16 // 4 * 4))
 
 
 @device
@@ -68,51 +68,77 @@ def pack_tile(kind: int, x: int, width: int, item: int, first: int, last: int, t
 
 @functools.cache
 def pack_kernel(kind: int) -> Address:
-    """Packs all rows of `x`, each thread some of the tiles. Fields: x, target, rows, width, tiles, packed width."""
+    """Packs all rows of `x`, each thread some of the tiles. Fields: x, target, rows, width, tiles, bytes of a packed row."""
     item = ITEMSIZE[kind]
 
     def pack(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, 6)
-        x, target, rows, width, tiles, wide = field[0], field[1], field[2], field[3], field[4], field[5]
+        x, target, rows, width, tiles, row_bytes = field[0], field[1], field[2], field[3], field[4], field[5]
         begin, end = share(tiles, thread, threads)
         for tile in range(begin, end):
             first, last = tile_rows(tile, tiles, rows)
-            pack_tile(kind, x, width, item, first, last, target + first * wide * 4)
+            pack_tile(kind, x, width, item, first, last, target + first * row_bytes)
 
     return compile_kernel(pack)
+
+
+@device
+def _tile(
+    kind: int, rows: int, packed: int, weight: int, stride: int, width: int, out: int, out_stride: int, step: int
+) -> None:
+    """Two weights, `stride` bytes apart, their results `step` bytes apart."""
+    if rows == 1:
+        dot_tile(kind, 2, 1, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 2:
+        dot_tile(kind, 2, 2, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 3:
+        dot_tile(kind, 2, 3, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 4:
+        dot_tile(kind, 2, 4, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 5:
+        dot_tile(kind, 2, 5, weight, stride, packed, width, out, out_stride, step)
+    else:
+        dot_tile(kind, 2, 6, weight, stride, packed, width, out, out_stride, step)
+
+
+@device
+def _single(kind: int, rows: int, packed: int, weight: int, width: int, out: int, out_stride: int) -> None:
+    """One weight."""
+    if rows == 1:
+        dot_tile(kind, 1, 1, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 2:
+        dot_tile(kind, 1, 2, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 3:
+        dot_tile(kind, 1, 3, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 4:
+        dot_tile(kind, 1, 4, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 5:
+        dot_tile(kind, 1, 5, weight, 0, packed, width, out, out_stride, 0)
+    else:
+        dot_tile(kind, 1, 6, weight, 0, packed, width, out, out_stride, 0)
 
 
 @device
 def products(
     kind: int, rows: int, packed: int, weight: int, stride: int, width: int, count: int, out: int, out_stride: int
 ) -> None:
-    """`out[t, n]` for the tile of `rows` rows at `packed` and `count` weights from `weight` on."""
-    for n in range(0, count - 1, 2):
-        w, o = weight + n * stride, out + n * 4
-        if rows == 1:
-            dot_tile(kind, 2, 1, w, stride, packed, width, o, out_stride)
-        elif rows == 2:
-            dot_tile(kind, 2, 2, w, stride, packed, width, o, out_stride)
-        elif rows == 3:
-            dot_tile(kind, 2, 3, w, stride, packed, width, o, out_stride)
-        elif rows == 4:
-            dot_tile(kind, 2, 4, w, stride, packed, width, o, out_stride)
-        elif rows == 5:
-            dot_tile(kind, 2, 5, w, stride, packed, width, o, out_stride)
-        else:
-            dot_tile(kind, 2, 6, w, stride, packed, width, o, out_stride)
-    if count % 2:
-        n = count - 1
-        w, o = weight + n * stride, out + n * 4
-        if rows == 1:
-            dot_tile(kind, 1, 1, w, stride, packed, width, o, out_stride)
-        elif rows == 2:
-            dot_tile(kind, 1, 2, w, stride, packed, width, o, out_stride)
-        elif rows == 3:
-            dot_tile(kind, 1, 3, w, stride, packed, width, o, out_stride)
-        elif rows == 4:
-            dot_tile(kind, 1, 4, w, stride, packed, width, o, out_stride)
-        elif rows == 5:
-            dot_tile(kind, 1, 5, w, stride, packed, width, o, out_stride)
-        else:
-            dot_tile(kind, 1, 6, w, stride, packed, width, o, out_stride)
+    """`out[t, n]` for the tile of `rows` rows at `packed` and `count` weights from `weight` on.
+
+    The weights are read as two streams (four for one row), each of neighbours: processors fetch ahead along a few long
+    streams far better than along many short ones.
+    """
+    done = 0
+    if rows == 1 and count >= 4:
+        part = count // 4
+        for n in range(part):
+            w, o = weight + n * stride, out + n * 4
+            dot_tile(kind, 4, 1, w, part * stride, packed, width, o, out_stride, part * 4)
+        done = 4 * part
+    elif count >= 2:
+        part = count // 2
+        for n in range(part):
+            w, o = weight + n * stride, out + n * 4
+            _tile(kind, rows, packed, w, part * stride, width, o, out_stride, part * 4)
+        done = 2 * part
+    for n in range(done, count):
+        _single(kind, rows, packed, weight + n * stride, width, out + n * 4, out_stride)
