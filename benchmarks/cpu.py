@@ -12,6 +12,7 @@ to benchmarks/results/ as JSON and as a chart. Exits with 1 when an engine's log
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -112,25 +113,26 @@ def _write(results: list[Comparison], parsed: argparse.Namespace, rounds: int, c
     shapes = {found.shape.name: report.as_json(found) for found in results}
     file = RESULTS / f"{parsed.name}.json"
     file.write_text(json.dumps({"machine": machine, "options": options, "shapes": shapes}, indent=1) + "\n")
-    rows = []
-    for name, shape in shapes.items():
-        panels = []
-        for work in (DECODE, PREFILL, PREFILL_LONG, DECODE_BATCH):
-            spreads = {who: m[work] for who, m in shape["medians"].items() if work in m}
-            limits = {}
-            if work == DECODE and shape["bandwidth"]:
-                read = shape["bandwidth"]["median"]
-                limits = {who: read / shape["engines"][who]["weight_bytes"] for who in spreads}
-            if spreads:
-                panels.append((f"{name}: {work}, {UNITS[work]}", spreads, limits))
-        if panels:
-            rows.append(panels)
+    rows = [panels for name, shape in shapes.items() if (panels := _panels(name, shape))]
     if rows:
-        heading = (
-            f"{machine['processor']}, {parsed.threads} threads, {machine['date']}. Red: weights at memory bandwidth"
-        )
-        charts.draw(file.with_suffix(".png"), heading, rows)
+        heading = f"{machine['processor']}, {parsed.threads} threads, {machine['date']}"
+        most = max(len(found.about) for found in results)
+        charts.draw(file.with_suffix(".png"), f"{heading}. Red: the weights at memory bandwidth", rows, most)
     console.print(f"written: {file.name} and {file.with_suffix('.png').name} in benchmarks/results")
+
+
+def _panels(name: str, shape: dict[str, Any]) -> list[charts.Painter]:
+    panels: list[charts.Painter] = []
+    for work in (DECODE, PREFILL, PREFILL_LONG, DECODE_BATCH):
+        spreads = {who: medians[work] for who, medians in shape["medians"].items() if work in medians}
+        limits = {}
+        if work == DECODE and shape["bandwidth"]:
+            read = shape["bandwidth"]["median"]
+            limits = {who: read / shape["engines"][who]["weight_bytes"] for who in spreads}
+        if spreads:
+            title = f"{name}: {work}, {UNITS[work]}"
+            panels.append(functools.partial(charts.bars, title=title, spreads=spreads, limits=limits))
+    return panels
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ measured has no bar.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,37 @@ def bars(axis: Any, title: str, spreads: Mapping[str, Any], limits: Mapping[str,
     axis.tick_params(axis="x", labelsize=8)
 
 
-def draw(
-    file: Path, heading: str, rows: Sequence[Sequence[tuple[str, Mapping[str, Any], Mapping[str, float]]]]
-) -> None:
-    """Write a PNG of panels in rows, each a title, spreads by name, and limits by name."""
+def line(axis: Any, title: str, series: Mapping[str, Sequence[float]], label: str) -> None:
+    """Lines by name over 1, 2, 3, ..."""
+    for style, (name, values) in zip(("-", "--", ":"), series.items(), strict=False):
+        axis.plot(range(1, len(values) + 1), values, style, color=colour_of(name), lw=1.5, label=name)
+    axis.set_ylim(bottom=0)
+    axis.set_title(title, fontsize=9, loc="left")
+    axis.set_xlabel(label, fontsize=8)
+    axis.legend(fontsize=8, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+
+
+Painter = Callable[[Any], None]
+"""Draws on one pair of axes."""
+
+
+def draw(file: Path, heading: str, rows: Sequence[Sequence[Painter]], most_bars: int) -> None:
+    """Write a PNG of panels in rows, high enough for so many bars in each."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     columns = max(len(row) for row in rows)
-    tallest = max(len(spreads) for row in rows for _, spreads, _ in row)
-    size = (4.2 * columns, (0.9 + 0.3 * tallest) * len(rows) + 0.5)
+    size = (4.4 * columns, (0.9 + 0.3 * most_bars) * len(rows) + 0.5)
     figure, axes = pyplot.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
-    for row, line in zip(rows, axes, strict=True):
-        for axis in line[len(row) :]:
+    for row, places in zip(rows, axes, strict=True):
+        for axis in places[len(row) :]:
             axis.set_axis_off()
-        for (title, spreads, limits), axis in zip(row, line, strict=False):
-            bars(axis, title, spreads, limits)
+        for paint, axis in zip(row, places, strict=False):
+            paint(axis)
     figure.suptitle(heading, fontsize=10, x=0.01, ha="left")
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

@@ -123,7 +123,7 @@ def _start(
         )
         return
     with _Failing(found, workers, spec.name):
-        workers[spec.name] = worker = Worker(spec, shape, folder, threads)
+        workers[spec.name] = worker = Worker(spec, threads, shape=shape, folder=folder)
         found.about[spec.name] = worker.about
 
 

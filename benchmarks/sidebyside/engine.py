@@ -6,15 +6,13 @@ same work: greedy, stop tokens off, nothing shared between calls; every figure i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from sidebyside.shapes import Shape
 
 Tokens = Sequence[int]
 
@@ -53,7 +51,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """How to make an engine: `module` has `load(shape, folder, threads, **options) -> Engine`.
+    """How to make an engine: `module` has `load(**arguments, **options)`, which returns one with a checkpoint loaded.
 
     `bytes_a_weight` is about what a loaded checkpoint takes, so that none is loaded that does not fit.
     """
@@ -63,9 +61,6 @@ class EngineSpec:
     options: dict[str, Any] = field(default_factory=dict)
     bytes_a_weight: float = 2.0
 
-    def load(self, shape: Shape, folder: Path, threads: int) -> Engine:
+    def load(self, **arguments: Any) -> Any:
         """Import the module and load the checkpoint; raises whatever the engine does."""
-        import importlib
-
-        loaded: Engine = importlib.import_module(self.module).load(shape, folder, threads, **self.options)
-        return loaded
+        return importlib.import_module(self.module).load(**arguments, **self.options)

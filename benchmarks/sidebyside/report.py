@@ -43,6 +43,8 @@ def show(found: Comparison, console: Console) -> None:
     title = f"Llama {shape.name}, {found.threads} threads: tokens/s, medians (least to most)"
     table = Table("engine", *WORK_NAMES, *LIMIT_SHARE.values(), VERIFY, title=title, title_justify="left")
     for name in found.about:
+        if samples.spread(name, DECODE) is None:
+            continue  # one whose logits alone were looked at
         cells = [_cell(samples.spread(name, work)) for work in WORK_NAMES]
         cells += [_share(samples.spread(name, work)) for work in LIMIT_SHARE.values()]
         table.add_row(name, *cells, _cell(samples.spread(name, VERIFY)))

@@ -11,11 +11,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from sidebyside.engine import EngineSpec
-from sidebyside.shapes import Shape
 
 PATIENCE = 300.0
 """Seconds that one turn may take."""
@@ -26,13 +24,18 @@ class EngineFailed(Exception):
 
 
 class Worker:
-    """One engine with one checkpoint in a process of its own. Raises EngineFailed where the engine does not come up."""
+    """An engine in a process of its own, made by `spec.load`; `threads` is what its libraries are told.
 
-    def __init__(self, spec: EngineSpec, shape: Shape, folder: Path, threads: int) -> None:
+    Raises EngineFailed where the engine does not come up.
+    """
+
+    def __init__(self, spec: EngineSpec, threads: int, **arguments: Any) -> None:
         self.spec = spec
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, spec, shape, folder, threads), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(other, spec, {**arguments, "threads": threads}), daemon=True
+        )
         with _environment(threads):
             self._process.start()
         other.close()
@@ -68,10 +71,10 @@ class Worker:
         return value
 
 
-def _serve(connection: Connection, spec: EngineSpec, shape: Shape, folder: Path, threads: int) -> None:
+def _serve(connection: Connection, spec: EngineSpec, arguments: dict[str, Any]) -> None:
     """A worker's life: load, then answer until the other end closes."""
     try:
-        engine = spec.load(shape, folder, threads)
+        engine = spec.load(**arguments)
         connection.send((True, engine.about()))
     except Exception as error:
         connection.send((False, _said(error)))
