@@ -22,6 +22,7 @@ from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_fl
 from slotwise.backends.numba_cpu.memory import (
     ONE,
     ZERO,
+    call_8,
     device,
     double_of_bits,
     elements,
@@ -33,7 +34,7 @@ from slotwise.backends.numba_cpu.memory import (
     stack_memory,
     tanh,
 )
-from slotwise.backends.numba_cpu.products import packed_width, products
+from slotwise.backends.numba_cpu.products import packed_width, products_function
 from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, MAX_THREADS, next_chunk, share
 from slotwise.backends.numba_cpu.vectors import BF16, BLOCK, F32, ITEMSIZE, LANES, mix_block, pack_row
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
@@ -55,8 +56,8 @@ _LANE_BYTES, _BLOCK_BYTES = LANES * 4, BLOCK * 4
 
 # A record's fields: the op's arguments, then memory and sizes.
 _Q, _K_CACHE, _V_CACHE, _ROW_START, _KV_LEN, _PAGE_TABLE, _OUT, _SCRATCH, _OWN, _PIECES = range(10)
-_BATCH, _Q_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _COLUMNS, _WINDOW, _SCALE, _SOFTCAP = range(10, 19)
-_FIELDS = 19
+_BATCH, _Q_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _COLUMNS, _WINDOW, _SCALE, _SOFTCAP, _PRODUCTS = range(10, 20)
+_FIELDS = 20
 
 _LOWEST = np.float32(-np.inf)
 
@@ -94,7 +95,7 @@ def _mix(kind: int, heads: int, values: int, stride: int, count: int, weights: i
 
 @device
 def _scores_of_run(
-    kind: int,
+    products: int,
     heads: int,
     queries: int,
     cache: int,
@@ -113,7 +114,8 @@ def _scores_of_run(
         page, inside = position // page_size, position % page_size
         together = min(page_size - inside, last - position)
         key = cache + (np.int64(table[page]) * page_size + inside) * stride
-        products(kind, heads, queries, key, stride, head_dim, together, scores + (position % RUN) * 4, RUN * 4)
+        at = scores + (position % RUN) * 4
+        call_8(products, (heads, queries, key, stride, head_dim, together, at, RUN * 4))
         position += together
 
 
@@ -208,7 +210,17 @@ def _attend_run(
     for i in range(heads * wide):
         mixed[i] = ZERO
     _scores_of_run(
-        kind, heads, own, field[_K_CACHE] + head_at, stride, head_dim, pages, page_size, low, high, scores_at
+        field[_PRODUCTS],
+        heads,
+        own,
+        field[_K_CACHE] + head_at,
+        stride,
+        head_dim,
+        pages,
+        page_size,
+        low,
+        high,
+        scores_at,
     )
     first, last = low % RUN, (high - 1) % RUN + 1
     for head in range(heads):
@@ -424,7 +436,19 @@ def _bind(
     (batch, columns), page_size = page_table.shape, int(attrs["page_size"])
     window, scale, softcap = int(attrs["window"]), float(attrs["scale"]), float(attrs["softcap"])
     pieces, kind, capped = _pieces(rows, q_heads, kv_heads), kind_of(q), softcap > 0
-    numbers = (pieces, batch, q_heads, kv_heads, head_dim, page_size, columns, window, scale, softcap)
+    numbers = (
+        pieces,
+        batch,
+        q_heads,
+        kv_heads,
+        head_dim,
+        page_size,
+        columns,
+        window,
+        scale,
+        softcap,
+        products_function(kind),
+    )
     fields = (*inputs, *outputs, workspace, _own_bytes(head_dim), *numbers)
     fault = f"a sequence has fewer tokens than rows, or more than its {columns} pages hold"
     if pieces >= FEW_PIECES:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_floats
 from slotwise.backends.numba_cpu.memory import (
     ZERO,
+    call_5,
+    call_8,
+    call_9,
     device,
     double_of_bits,
     elements,
@@ -32,21 +36,21 @@ from slotwise.backends.numba_cpu.memory import (
     tanh,
     widen,
 )
-from slotwise.backends.numba_cpu.panels import PANEL_BYTES, panel_products
+from slotwise.backends.numba_cpu.panels import PANEL_BYTES
 from slotwise.backends.numba_cpu.products import (
     CHUNK,
     TILE_ROWS,
     chunk_of,
     is_private,
+    pack_function,
     pack_kernel,
-    pack_tile,
     packed_bytes,
     packed_width,
-    products,
+    products_function,
     tile_rows,
     tiles,
 )
-from slotwise.backends.numba_cpu.products_q import INT4, INT4_OFFSET, INT8, quantise_tile, quantised_products
+from slotwise.backends.numba_cpu.products_q import INT4, INT4_OFFSET, INT8
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, next_chunk, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
@@ -56,79 +60,74 @@ from slotwise.core.ops.linear_q import FLOAT_OPS, GROUP
 
 _AT = FIRST_FIELD * 8
 
-TILES, PANELS = 0, 1
-"""How rows meet weights: a few at a time, each weight as it is stored (`products.py`), or all, by panels (`panels.py`)."""
+TILES, QUANTISED, PANELS = 0, 1, 2
+"""How rows meet weights: a few rows at a time, each weight as it is stored (`products.py`) or in whole numbers
+(`products_q.py`); or all rows at once, by panels of weights (`panels.py`)."""
 
 _SCRATCH = TILE_ROWS * CHUNK * 4
 
-_SHARED = 13
-"""Fields that all products share; each kernel's own come after them."""
+# Fields that all products share; each kernel's own come after them.
+_X, _PACKED, _WEIGHT, _SCALE, _OFFSET, _STRIDE, _SCALE_STRIDE, _ROWS, _WIDTH = range(9)
+_TILES, _ROW_BYTES, _PRIVATE, _COUNT, _CHUNK, _OWN_BYTES, _METHOD, _PACK, _PRODUCTS, _OWN = range(9, 19)
 
 
 @device
-def _prepare(method: int, kind: int, form: int, field: int, thread: int) -> tuple[int, int]:
+def _prepare(field: Any, thread: int) -> tuple[int, int]:
     """(packed rows, this thread's scratch memory); the rows are packed here where each thread does that for itself."""
-    f = int64s(field, _SHARED)
-    x, packed, rows, width, groups, row_bytes, private = f[0], f[1], f[3], f[4], f[5], f[6], f[7]
-    if method == PANELS:
-        return packed, packed + rows * width * 4 + thread * f[10]
-    if private == 0:
+    packed, rows = field[_PACKED], field[_ROWS]
+    if field[_METHOD] == PANELS:
+        return packed, packed + rows * field[_ROW_BYTES] + thread * field[_OWN_BYTES]
+    if field[_PRIVATE] == 0:
         return packed, 0
-    own = packed + thread * rows * row_bytes
-    for tile in range(groups):
-        first, last = tile_rows(tile, groups, rows)
-        if form == 0:
-            pack_tile(kind, x, width, 4 if kind == 0 else 2, first, last, own + first * row_bytes)
-        else:
-            quantise_tile(kind, x, width, first, last, own + first * row_bytes)
+    own = packed + thread * rows * field[_ROW_BYTES]
+    for tile in range(field[_TILES]):
+        first, last = tile_rows(tile, field[_TILES], rows)
+        call_5(field[_PACK], (field[_X], field[_WIDTH], first, last, own + first * field[_ROW_BYTES]))
     return own, 0
 
 
 @device
-def _chunk(
-    method: int, kind: int, form: int, group: int, field: int, packed: int, n: int, count: int, sums: int, scratch: int
-) -> tuple[int, int]:
+def _groups(field: Any) -> int:
+    """Groups of rows whose products are made together."""
+    return 1 if field[_METHOD] == PANELS else field[_TILES]
+
+
+@device
+def _chunk(field: Any, group: int, packed: int, n: int, count: int, sums: int, scratch: int) -> tuple[int, int]:
     """Products of a group's rows with `count` weights from n on, at `sums` [rows, CHUNK]; returns (first, last + 1)."""
-    f = int64s(field, _SHARED)
-    weight, rows, width, groups, row_bytes = f[2], f[3], f[4], f[5], f[6]
-    scale, offset = f[11] + n * (width // GROUP * 2), f[12] + n * (width // GROUP * 2)
-    stride = width * (4 if kind == 0 else 2)
-    if form != 0:
-        stride = width if form == INT8 else width // 2
-    at = weight + n * stride
-    if method == PANELS:
-        panel_products(kind, form, rows, groups, packed, at, scale, offset, width, count, sums, scratch)
+    rows, width = field[_ROWS], field[_WIDTH]
+    weight = field[_WEIGHT] + n * field[_STRIDE]
+    scale, offset = field[_SCALE] + n * field[_SCALE_STRIDE], field[_OFFSET] + n * field[_SCALE_STRIDE]
+    if field[_METHOD] == PANELS:
+        call_9(field[_PRODUCTS], (rows, packed, weight, scale, offset, width, count, sums, scratch))
         return 0, rows
-    first, last = tile_rows(group, groups, rows)
-    tile = packed + first * row_bytes
-    if form == 0:
-        products(kind, last - first, tile, at, stride, width, count, sums, CHUNK * 4)
+    first, last = tile_rows(group, field[_TILES], rows)
+    tile = packed + first * field[_ROW_BYTES]
+    if field[_METHOD] == TILES:
+        call_8(field[_PRODUCTS], (last - first, tile, weight, field[_STRIDE], width, count, sums, CHUNK * 4))
     else:
-        quantised_products(form, last - first, tile, at, scale, offset, width, count, sums, CHUNK * 4)
+        call_9(field[_PRODUCTS], (last - first, tile, weight, scale, offset, width, count, sums, CHUNK * 4))
     return first, last
 
 
 @functools.cache
-def _linear(method: int, kind: int, form: int) -> Address:
+def _linear(kind: int) -> Address:
     """`y = x weight^T + bias`, rounded to the dtype, in up to three parts that lie apart (q, k, v)."""
     item = ITEMSIZE[kind]
 
     def linear(call: int, thread: int, threads: int) -> None:
-        at = call + _AT
-        field = int64s(at, _SHARED + 7)
-        rows, count, chunk = field[3], field[8], field[9]
-        bias = field[_SHARED]
-        packed, scratch = _prepare(method, kind, form, at, thread)
-        place = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        field = int64s(call + _AT, _OWN + 7)
+        rows, count, chunk, bias = field[_ROWS], field[_COUNT], field[_CHUNK], field[_OWN]
+        packed, scratch = _prepare(field, thread)
+        place = stack_memory(_SCRATCH) if scratch == 0 else scratch + 2 * PANEL_BYTES
         sums = floats(place, rows * CHUNK)
-        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for group in range(groups):
-                first, last = _chunk(method, kind, form, group, at, packed, begin, some, place, scratch)
+            for group in range(_groups(field)):
+                first, last = _chunk(field, group, packed, begin, some, place, scratch)
                 if bias != 0:
                     addend = elements(kind, bias + begin * item, some)
                     for t in range(last - first):
@@ -137,7 +136,7 @@ def _linear(method: int, kind: int, form: int) -> Address:
                 # A chunk may reach over the border between two outputs: each takes its part of the columns.
                 start = int64(0)
                 for part in range(3):
-                    out, columns = field[_SHARED + 1 + 2 * part], field[_SHARED + 2 + 2 * part]
+                    out, columns = field[_OWN + 1 + 2 * part], field[_OWN + 2 + 2 * part]
                     low, high = max(begin, start), min(begin + some, start + columns)
                     if low < high:
                         for t in range(last - first):
@@ -150,27 +149,25 @@ def _linear(method: int, kind: int, form: int) -> Address:
 
 
 @functools.cache
-def _linear_gated(method: int, kind: int, form: int, activation: int) -> Address:
+def _linear_gated(kind: int, activation: int) -> Address:
     """`activation(x gate^T) * (x up^T)`, rounded to the dtype once."""
     item = ITEMSIZE[kind]
 
     def linear_gated(call: int, thread: int, threads: int) -> None:
-        at = call + _AT
-        field = int64s(at, _SHARED + 1)
-        rows, count, chunk, out = field[3], field[8], field[9], field[_SHARED]
-        packed, scratch = _prepare(method, kind, form, at, thread)
-        gate_at = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
-        up_at = stack_memory(_SCRATCH) if method == TILES else gate_at + rows * CHUNK * 4
+        field = int64s(call + _AT, _OWN + 1)
+        rows, count, chunk, out = field[_ROWS], field[_COUNT], field[_CHUNK], field[_OWN]
+        packed, scratch = _prepare(field, thread)
+        gate_at = stack_memory(_SCRATCH) if scratch == 0 else scratch + 2 * PANEL_BYTES
+        up_at = stack_memory(_SCRATCH) if scratch == 0 else gate_at + rows * CHUNK * 4
         gate, up = floats(gate_at, rows * CHUNK), floats(up_at, rows * CHUNK)
-        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for group in range(groups):
-                _chunk(method, kind, form, group, at, packed, begin, some, gate_at, scratch)
-                first, last = _chunk(method, kind, form, group, at, packed, count + begin, some, up_at, scratch)
+            for group in range(_groups(field)):
+                _chunk(field, group, packed, begin, some, gate_at, scratch)
+                first, last = _chunk(field, group, packed, count + begin, some, up_at, scratch)
                 for t in range(last - first):
                     target = elements(kind, out + ((first + t) * count + begin) * item, some)
                     row = t * CHUNK
@@ -181,25 +178,23 @@ def _linear_gated(method: int, kind: int, form: int, activation: int) -> Address
 
 
 @functools.cache
-def _logits(method: int, kind: int, form: int) -> Address:
+def _logits() -> Address:
     """`y = x weight^T` in float32, bent by the soft cap where there is one."""
 
     def logits(call: int, thread: int, threads: int) -> None:
-        at = call + _AT
-        field = int64s(at, _SHARED + 2)
-        rows, count, chunk, out = field[3], field[8], field[9], field[_SHARED]
-        softcap = np.float32(double_of_bits(field[_SHARED + 1]))
-        packed, scratch = _prepare(method, kind, form, at, thread)
-        place = stack_memory(_SCRATCH) if method == TILES else scratch + 2 * PANEL_BYTES
+        field = int64s(call + _AT, _OWN + 2)
+        rows, count, chunk, out = field[_ROWS], field[_COUNT], field[_CHUNK], field[_OWN]
+        softcap = np.float32(double_of_bits(field[_OWN + 1]))
+        packed, scratch = _prepare(field, thread)
+        place = stack_memory(_SCRATCH) if scratch == 0 else scratch + 2 * PANEL_BYTES
         sums = floats(place, rows * CHUNK)
-        groups = field[5] if method == TILES else 1
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for group in range(groups):
-                first, last = _chunk(method, kind, form, group, at, packed, begin, some, place, scratch)
+            for group in range(_groups(field)):
+                first, last = _chunk(field, group, packed, begin, some, place, scratch)
                 for t in range(last - first):
                     target = floats(out + ((first + t) * count + begin) * 4, some)
                     row = t * CHUNK
@@ -255,16 +250,16 @@ def _split(op: str, inputs: Tensors, attrs: Mapping[str, Attr]) -> tuple[torch.T
     return x, _Weight(form, weight, given(inputs[2]), inputs[3]), inputs[4:]
 
 
-def _workspace(method: int, call: CallSpec) -> int:
+def _workspace(by_panels: bool, call: CallSpec) -> int:
     x = call.inputs[0]
     rows, width = x.sizes() if x is not None else (0, 0)
-    if method == PANELS:
+    if by_panels:
         return panels.packed_bytes(rows, width)
     return products_q.packed_bytes(rows, width) if call.op in FLOAT_OPS else packed_bytes(rows, width)
 
 
 def _product(
-    method: int,
+    by_panels: bool,
     op: str,
     kernel: Address,
     x: torch.Tensor,
@@ -274,53 +269,56 @@ def _product(
     own: tuple[Field, ...],
 ) -> Launch:
     """The call of a product kernel, after a call that packs the rows where threads share them."""
-    rows, width = x.shape
-    groups, kind = tiles(rows), kind_of(x)
-    if method == PANELS:
-        pack, row_bytes, private = panels.pack_kernel(kind), width * 4, False
-        chunk, scratch = panels.chunk_of(count), panels.own_bytes(rows)
-    elif weight.form:
-        pack, row_bytes = products_q.quantise_kernel(kind), products_q.row_bytes(width)
-        private, chunk, scratch = products_q.is_private(rows, width), chunk_of(count), 0
+    (rows, width), form, kind = x.shape, weight.form, kind_of(x)
+    private, chunk, own_bytes = False, chunk_of(count), 0
+    if by_panels:
+        method, pack, made = PANELS, panels.pack_function(kind), panels.panels_function(0 if form else kind, form)
+        row_bytes, chunk, own_bytes = width * 4, panels.chunk_of(count), panels.own_bytes(rows)
+    elif form:
+        method, pack, made = QUANTISED, products_q.quantise_function(kind), products_q.quantised_function(form)
+        row_bytes, private = products_q.row_bytes(width), products_q.is_private(rows, width)
     else:
-        pack, row_bytes = pack_kernel(kind), packed_width(width) * 4
-        private, chunk, scratch = is_private(rows, width), chunk_of(count), 0
-    sizes = (rows, width, groups, row_bytes, private, count, chunk, scratch)
-    part = Part(op, kernel, (x, workspace, weight.stored, *sizes, weight.scale, weight.offset, *own))
+        method, pack, made = TILES, pack_function(kind), products_function(kind)
+        row_bytes, private = packed_width(width) * 4, is_private(rows, width)
+    stride = products_q.code_bytes(form, width) if form else width * ITEMSIZE[kind]
+    fields = (
+        x, workspace, weight.stored, weight.scale, weight.offset, stride, width // GROUP * 2, rows, width,
+        tiles(rows), row_bytes, private, count, chunk, own_bytes, method, pack, made, *own,
+    )  # fmt: skip
+    part = Part(op, kernel, fields)
     if private:
         return Call(part)
-    return Call(Part(op, pack, (x, workspace, rows, width, groups, row_bytes)), part)
+    return Call(Part(op, pack_kernel(), (x, workspace, rows, width, tiles(rows), row_bytes, pack)), part)
 
 
 Outputs = tuple[torch.Tensor, ...]
 
 
 def _bind_linear(
-    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
+    by_panels: bool, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
     x, weight, (bias,) = _split(op, inputs, attrs)
     parts: list[Field] = []
     for out in outputs:
         parts += [out, out.numel() // len(x)]
     parts += [0] * (6 - len(parts))
-    kernel = _linear(method, kind_of(x), weight.form)
-    return _product(method, op, kernel, x, weight, len(weight.stored), workspace, (bias, *parts))
+    return _product(by_panels, op, _linear(kind_of(x)), x, weight, len(weight.stored), workspace, (bias, *parts))
 
 
 def _bind_gated(
-    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
+    by_panels: bool, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
     x, weight, _ = _split(op, inputs, attrs)
-    kernel = _linear_gated(method, kind_of(x), weight.form, ACTIVATION_CODES[str(attrs["activation"])])
-    return _product(method, op, kernel, x, weight, len(weight.stored) // 2, workspace, outputs)
+    kernel = _linear_gated(kind_of(x), ACTIVATION_CODES[str(attrs["activation"])])
+    return _product(by_panels, op, kernel, x, weight, len(weight.stored) // 2, workspace, outputs)
 
 
 def _bind_logits(
-    method: int, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
+    by_panels: bool, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
     x, weight, _ = _split(op, inputs, attrs)
-    kernel, own = _logits(method, kind_of(x), weight.form), (*outputs, float(attrs["softcap"]))
-    return _product(method, op, kernel, x, weight, len(weight.stored), workspace, own)
+    own = (*outputs, float(attrs["softcap"]))
+    return _product(by_panels, op, _logits(), x, weight, len(weight.stored), workspace, own)
 
 
 def _bind_gate(
@@ -340,13 +338,14 @@ _BINDS = {
 _ALL = {**_BINDS, **{op: _BINDS[of.name] for op, of in FLOAT_OPS.items()}}
 
 
-def _kernel(op: str, name: str, method: int, invariant_rows: int | None) -> Kernel:
-    bind = functools.partial(_ALL[op], method, op)
-    return Kernel(op, f"{op}{name}", bind, _refuses, invariant_rows, functools.partial(_workspace, method))
+def _kernel(op: str, by_panels: bool) -> Kernel:
+    """Tiles keep rows apart and serve the decode side; panels are for many rows and promise no row invariance."""
+    name = f"{op}.panels" if by_panels else op
+    bind = functools.partial(_ALL[op], by_panels, op)
+    return Kernel(op, name, bind, _refuses, 0 if by_panels else None, functools.partial(_workspace, by_panels))
 
 
 KERNELS = (
-    *(_kernel(op, "", TILES, None) for op in _ALL),
-    *(_kernel(op, ".panels", PANELS, 0) for op in _ALL),
+    *(_kernel(op, by_panels) for op in _ALL for by_panels in (False, True)),
     Kernel("gated_activation", "gated_activation", _bind_gate, _refuses),
 )

@@ -187,6 +187,25 @@ def stack_memory(typing: Any, count: Any) -> Any:
     return types.int64(count), generate
 
 
+def _caller(count: int) -> Any:
+    @intrinsic
+    def call(typing: Any, address: Any, arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            word = ir.IntType(64)
+            kind = ir.FunctionType(ir.VoidType(), [word] * count)
+            unpacked = cgutils.unpack_tuple(builder, values[1])
+            builder.call(builder.inttoptr(values[0], kind.as_pointer()), unpacked)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.UniTuple(types.int64, count)), generate
+
+    return call
+
+
+call_3, call_5, call_8, call_9 = (_caller(count) for count in (3, 5, 8, 9))
+"""Call the compiled function at an address with that many int64, given as a tuple: big functions are compiled once so."""
+
+
 @device
 def exp(x: np.float32) -> np.float32:
     """e**x to about one unit in the last place; 0 below -87, NaN for NaN (Cephes' expf: range reduction, polynomial)."""

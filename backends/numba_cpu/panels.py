@@ -1,6 +1,6 @@
 """Products of many rows with weights: the prefill side.
 
-Owns the packing of weights into panels and `panel_products`. What always holds: a sum runs over k in order, in one
+Owns the packing of weights into panels and their products. What always holds: a sum runs over k in order, in one
 float32 accumulator, so it is not the decode side's sum bit for bit, and kernels made of it promise no row invariance;
 weights are widened once for all rows of a call. (Goto and van de Geijn, "Anatomy of high-performance matrix
 multiplication", 2008, gives the blocking: a panel stays in the nearest cache, rows stream past it.)
@@ -16,14 +16,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
-from slotwise.backends.numba_cpu.memory import ZERO, device, elements, floats, int64s, widen
-from slotwise.backends.numba_cpu.products import CHUNK, tile_rows
+from slotwise.backends.numba_cpu.memory import ZERO, device, elements, floats, widen
+from slotwise.backends.numba_cpu.products import CHUNK, TILE_ROWS, tile_rows
 from slotwise.backends.numba_cpu.products_q import INT8, widen_quantised
-from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, share
+from slotwise.backends.numba_cpu.threads import MAX_THREADS
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE, LANES, Builder, Loop, fma, int64, literals, load, store
 from slotwise.core.ops.linear_q import GROUP
-
-_AT = FIRST_FIELD * 8
 
 PANEL = 2 * LANES
 """Weights of a panel: two vectors of sums for each row."""
@@ -51,24 +49,19 @@ def own_bytes(rows: int) -> int:
 
 
 @functools.cache
-def pack_kernel(kind: int) -> Address:
-    """Widens rows and puts the rows of a tile side by side, k after k. Fields: x, target, rows, width, tiles."""
+def pack_function(kind: int) -> Address:
+    """Packs one tile, its rows side by side, k after k: (x, width, first row, last + 1, target)."""
     item = ITEMSIZE[kind]
 
-    def pack_for_panels(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, 5)
-        x, target, rows, width, n_tiles = field[0], field[1], field[2], field[3], field[4]
-        begin, end = share(n_tiles, thread, threads)
-        for tile in range(begin, end):
-            first, last = tile_rows(tile, n_tiles, rows)
-            high = last - first
-            into = floats(target + first * width * 4, high * width)
-            for t in range(high):
-                source = elements(kind, x + (first + t) * width * item, width)
-                for k in range(width):
-                    into[k * high + t] = widen(kind, source[k])
+    def pack_tile_for_panels(x: int, width: int, first: int, last: int, target: int) -> None:
+        high = last - first
+        into = floats(target, high * width)
+        for t in range(high):
+            source = elements(kind, x + (first + t) * width * item, width)
+            for k in range(width):
+                into[k * high + t] = widen(kind, source[k])
 
-    return compile_kernel(pack_for_panels)
+    return compile_kernel(pack_tile_for_panels, (types.int64,) * 5)
 
 
 def _transposed(builder: Builder, rows: list[Any]) -> list[Any]:
@@ -108,9 +101,7 @@ def _transpose(typing: Any, source: Any, stride: Any, target: Any, target_stride
 
 
 @intrinsic(prefer_literal=True)
-def _multiply_panel(
-    typing: Any, rows: Any, x: Any, panel: Any, depth: Any, sums: Any, stride: Any
-) -> Any:
+def _multiply_panel(typing: Any, rows: Any, x: Any, panel: Any, depth: Any, sums: Any, stride: Any) -> Any:
     """`sums[t, n] += x[k, t] * panel[k, n]` for k below `depth`, in order; `sums` rows are `stride` bytes apart."""
     known = literals(rows)
     if known is None:
@@ -190,38 +181,42 @@ def add_panel(rows: int, n_tiles: int, packed: int, width: int, first: int, dept
             _multiply_panel(1, x, panel, depth, into, COLUMNS * 4)
 
 
-@device
-def panel_products(
-    kind: int, form: int, rows: int, n_tiles: int, packed: int, weight: int, scale: int, offset: int, width: int,
-    count: int, sums: int, scratch: int,
-) -> None:  # fmt: skip
-    """`sums[t, n]` [rows, COLUMNS] for all rows and the `count` weights (at most COLUMNS) from `weight` on.
+@functools.cache
+def panels_function(kind: int, form: int) -> Address:
+    """`sums[t, n]` [rows, COLUMNS] for all rows and `count` weights, at most COLUMNS.
 
-    `form` 0 is a weight of `kind`; else `weight` is its codes, and `scale` and `offset` belong to them.
+    Arguments: rows, packed rows, weight, scale, offset, width, count, sums, this thread's scratch memory. `form` 0 is a
+    weight of `kind`; else the weight is codes, to which scale and offset belong.
     """
-    stride = width * (4 if kind == 0 else 2)
-    if form != 0:
-        stride = width if form == INT8 else width // 2
-    scale_stride = width // GROUP * 2
-    total = floats(sums, rows * COLUMNS)
-    for i in range(rows * COLUMNS):
-        total[i] = ZERO
-    for first in range(0, width, DEPTH):
-        depth = min(DEPTH, width - first)
-        for n in range(0, count, PANEL):
-            some = min(PANEL, count - n)
-            if form == 0:
-                widen_weights(kind, weight + n * stride, stride, first, depth, some, scratch + PANEL_BYTES)
-            else:
-                s, o = scale + n * scale_stride, offset + n * scale_stride
-                widen_quantised(
-                    form, weight + n * stride, s, o, width, first, depth, some, DEPTH, scratch + PANEL_BYTES
-                )
-            make_panel(scratch + PANEL_BYTES, depth, some, scratch)
-            add_panel(rows, n_tiles, packed, width, first, depth, scratch, sums + n * 4)
+
+    def panel_products(
+        rows: int, packed: int, weight: int, scale: int, offset: int, width: int, count: int, sums: int, scratch: int
+    ) -> None:
+        n_tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+        stride = width * (4 if kind == 0 else 2)
+        if form != 0:
+            stride = width if form == INT8 else width // 2
+        scale_stride = width // GROUP * 2
+        total = floats(sums, rows * COLUMNS)
+        for i in range(rows * COLUMNS):
+            total[i] = ZERO
+        for first in range(0, width, DEPTH):
+            depth = min(DEPTH, width - first)
+            for n in range(0, count, PANEL):
+                some = min(PANEL, count - n)
+                if form == 0:
+                    widen_weights(kind, weight + n * stride, stride, first, depth, some, scratch + PANEL_BYTES)
+                else:
+                    s, o = scale + n * scale_stride, offset + n * scale_stride
+                    widen_quantised(
+                        form, weight + n * stride, s, o, width, first, depth, some, DEPTH, scratch + PANEL_BYTES
+                    )
+                make_panel(scratch + PANEL_BYTES, depth, some, scratch)
+                add_panel(rows, n_tiles, packed, width, first, depth, scratch, sums + n * 4)
+
+    return compile_kernel(panel_products, (types.int64,) * 9)
 
 
 def chunk_of(weights: int) -> int:
     """Weights of one chunk: whole panels, and several chunks for every thread where that can be."""
     return max(PANEL, min(COLUMNS, weights // 16 // PANEL * PANEL))
-

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import int64 as int64_type
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -30,12 +31,11 @@ from slotwise.backends.numba_cpu.memory import (
     float_bits,
     float_of_bits,
     floats,
-    int64s,
     signed_bytes,
     widen,
 )
-from slotwise.backends.numba_cpu.products import PRIVATE, tile_rows
-from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, share
+from slotwise.backends.numba_cpu.products import PRIVATE
+from slotwise.backends.numba_cpu.threads import MAX_THREADS
 from slotwise.backends.numba_cpu.vectors import (
     ITEMSIZE,
     Builder,
@@ -50,8 +50,6 @@ from slotwise.backends.numba_cpu.vectors import (
     sum_lanes,
 )
 from slotwise.core.ops.linear_q import GROUP
-
-_AT = FIRST_FIELD * 8
 
 INT8, INT4, INT4_OFFSET = 1, 2, 3
 """Forms of a quantised weight; 0 is a weight that is not quantised."""
@@ -98,46 +96,36 @@ def code_bytes(form: int, width: int) -> int:
     return width if form == INT8 else width // 2
 
 
-@device
-def quantise_tile(kind: int, x: int, width: int, first: int, last: int, target: int) -> None:
-    """Pack rows `first` to `last` of `x` into a tile at `target`."""
-    rows, groups = last - first, width // GROUP
-    high = (groups // OCTET + 1) * OCTET
-    item = 4 if kind == 0 else 2
-    for t in range(rows):
-        source = elements(kind, x + (first + t) * width * item, width)
-        scales = floats(target + rows * width + t * high * 4, high)
-        sums = floats(target + rows * width + (rows + t) * high * 4, high)
-        for g in range(groups):
-            greatest = np.int32(0)
-            for i in range(g * GROUP, g * GROUP + GROUP):
-                greatest = max(greatest, float_bits(widen(kind, source[i])) & np.int32(0x7FFFFFFF))
-            most = float_of_bits(greatest)
-            inverse = _MOST / most if most > ZERO else ZERO
-            codes = signed_bytes(target + (g * rows + t) * GROUP, GROUP)
-            total = np.int32(0)
-            for i in range(GROUP):
-                code = np.int8(float_bits(widen(kind, source[g * GROUP + i]) * inverse + _ROUNDER))
-                codes[i] = code
-                total += np.int32(code)
-            scales[g] = most / _MOST
-            sums[g] = scales[g] * np.float32(total)
-        for g in range(groups, high):
-            scales[g], sums[g] = ZERO, ZERO
-
-
 @functools.cache
-def quantise_kernel(kind: int) -> Address:
-    """Packs all rows, each thread some of the tiles. Fields: x, target, rows, width, tiles, bytes of a packed row."""
+def quantise_function(kind: int) -> Address:
+    """Packs one tile as codes: (x, width, first row, last + 1, target)."""
+    item = ITEMSIZE[kind]
 
-    def quantise(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, 6)
-        begin, end = share(field[4], thread, threads)
-        for tile in range(begin, end):
-            first, last = tile_rows(tile, field[4], field[2])
-            quantise_tile(kind, field[0], field[3], first, last, field[1] + first * field[5])
+    def quantise_tile(x: int, width: int, first: int, last: int, target: int) -> None:
+        rows, groups = last - first, width // GROUP
+        high = (groups // OCTET + 1) * OCTET
+        for t in range(rows):
+            source = elements(kind, x + (first + t) * width * item, width)
+            scales = floats(target + rows * width + t * high * 4, high)
+            sums = floats(target + rows * width + (rows + t) * high * 4, high)
+            for g in range(groups):
+                greatest = np.int32(0)
+                for i in range(g * GROUP, g * GROUP + GROUP):
+                    greatest = max(greatest, float_bits(widen(kind, source[i])) & np.int32(0x7FFFFFFF))
+                most = float_of_bits(greatest)
+                inverse = _MOST / most if most > ZERO else ZERO
+                codes = signed_bytes(target + (g * rows + t) * GROUP, GROUP)
+                total = np.int32(0)
+                for i in range(GROUP):
+                    code = np.int8(float_bits(widen(kind, source[g * GROUP + i]) * inverse + _ROUNDER))
+                    codes[i] = code
+                    total += np.int32(code)
+                scales[g] = most / _MOST
+                sums[g] = scales[g] * np.float32(total)
+            for g in range(groups, high):
+                scales[g], sums[g] = ZERO, ZERO
 
-    return compile_kernel(quantise)
+    return compile_kernel(quantise_tile, (int64_type,) * 5)
 
 
 def _call(builder: Builder, name: str, result: ir.Type, *arguments: Any) -> Any:
@@ -293,9 +281,7 @@ def quantised_tile(
         octet_edges = edge_of(factors, whole, rest)
         octet(whole, octet_edges)
         with Loop(builder, rest, 1, loop.result) as tail:
-            tail.next = add_group(
-                tail.carried, builder.add(whole, tail.index), builder.mul(tail.index, int64(4))
-            )
+            tail.next = add_group(tail.carried, builder.add(whole, tail.index), builder.mul(tail.index, int64(4)))
         totals = [sum_lanes(builder, each) for each in tail.result]
         if stored != INT8:
             # What the codes are off by, group by group: -8 times the scale, or the offset.
@@ -360,35 +346,50 @@ def _columns(
         quantised_tile(form, 1, 6, codes, scale, offset, step, x, groups, out, out_stride)
 
 
-@device
-def quantised_products(
-    form: int, rows: int, packed: int, codes: int, scale: int, offset: int, width: int, count: int, out: int,
-    out_stride: int,
-) -> None:  # fmt: skip
-    """`out[t, n]` for the tile of `rows` rows at `packed` and `count` weights, read as a few long streams."""
-    groups = width // GROUP
-    code_stride, scale_stride = width if form == INT8 else width // 2, groups * 2
-    done, part = 0, 0
-    if rows == 1 and count >= 4:
-        part = count // 4
-        for n in range(part):
+@functools.cache
+def quantised_function(form: int) -> Address:
+    """`out[t, n]` for a tile of rows and `count` weights, read as a few long streams.
+
+    Arguments: rows, packed, codes, scale, offset, width, count, out, out stride (bytes).
+    """
+
+    def quantised_products(
+        rows: int, packed: int, codes: int, scale: int, offset: int, width: int, count: int, out: int, out_stride: int
+    ) -> None:
+        groups = width // GROUP
+        code_stride, scale_stride = width if form == INT8 else width // 2, groups * 2
+        done, part = 0, 0
+        if rows == 1 and count >= 4:
+            part = count // 4
+            for n in range(part):
+                c, s, o = codes + n * code_stride, scale + n * scale_stride, offset + n * scale_stride
+                quantised_tile(form, 4, 1, c, s, o, part, packed, groups, out + n * 4, out_stride)
+            done = 4 * part
+        elif count >= 2:
+            part = count // 2
+            for n in range(part):
+                c, s, o = codes + n * code_stride, scale + n * scale_stride, offset + n * scale_stride
+                _columns(form, True, rows, c, s, o, part, packed, groups, out + n * 4, out_stride)
+            done = 2 * part
+        for n in range(done, count):
             c, s, o = codes + n * code_stride, scale + n * scale_stride, offset + n * scale_stride
-            quantised_tile(form, 4, 1, c, s, o, part, packed, groups, out + n * 4, out_stride)
-        done = 4 * part
-    elif count >= 2:
-        part = count // 2
-        for n in range(part):
-            c, s, o = codes + n * code_stride, scale + n * scale_stride, offset + n * scale_stride
-            _columns(form, True, rows, c, s, o, part, packed, groups, out + n * 4, out_stride)
-        done = 2 * part
-    for n in range(done, count):
-        c, s, o = codes + n * code_stride, scale + n * scale_stride, offset + n * scale_stride
-        _columns(form, False, rows, c, s, o, 0, packed, groups, out + n * 4, out_stride)
+            _columns(form, False, rows, c, s, o, 0, packed, groups, out + n * 4, out_stride)
+
+    return compile_kernel(quantised_products, (int64_type,) * 9)
 
 
 @device
 def widen_quantised(
-    form: int, codes: int, scale: int, offset: int, width: int, first: int, depth: int, count: int, row: int, target: int
+    form: int,
+    codes: int,
+    scale: int,
+    offset: int,
+    width: int,
+    first: int,
+    depth: int,
+    count: int,
+    row: int,
+    target: int,
 ) -> None:
     """Elements `first` on (a multiple of a group) of `count` weights, as float32 rows of `row` elements."""
     groups = width // GROUP
@@ -412,4 +413,3 @@ def widen_quantised(
                 for i in range(GROUP // 2):
                     code = (np.int32(both[i]) >> np.int32(4)) & np.int32(15)
                     into[GROUP // 2 + i] = np.float32(code) * factor + shift
-
