@@ -8,6 +8,7 @@ every turn, so that each figure has a limit of its own time.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from sidebyside.workers import EngineFailed, Worker
 MEMORY = "memory"
 READ, COPY = "read", "copy"
 LIMIT_SHARE = {DECODE: "decode, of bandwidth", DECODE_BATCH: f"batch {BATCH}, of bandwidth"}
-LONGEST_TURN = 12.0
+LONGEST_TURN = 15.0
 """Seconds beyond its share of time for which a turn is left out."""
 
 Say = Callable[[str], None]
@@ -39,7 +40,9 @@ class Comparison:
     samples: Samples = field(default_factory=Samples)
     about: dict[str, About] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     findings: dict[str, guard.Finding] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def wrong(self) -> dict[str, guard.Finding]:
@@ -63,7 +66,7 @@ def compare(
 
     `share` is the seconds that a turn of decoding may take.
     """
-    found = Comparison(shape, threads)
+    found, begun = Comparison(shape, threads), time.monotonic()
     memory = MemoryReader(threads)
     workers: dict[str, Worker] = {}
     try:
@@ -82,7 +85,10 @@ def compare(
                 # Bandwidth is read before and after every turn; a turn's limit is the mean of the two.
                 before = _read(found, memory)
                 for name in rotated(list(workers), turn):
-                    if work.fixed_seconds(paces[name]) > LONGEST_TURN:
+                    seconds = work.fixed_seconds(paces[name])
+                    if work.may_be_left_out and seconds > LONGEST_TURN:
+                        reason = f"left out, for a turn would take {seconds:.0f} s"
+                        found.left_out[f"{name}, {' and '.join(work.names)}"] = reason
                         continue
                     say(f"{shape.name}: round {turn + 1} of {rounds}, {' and '.join(work.names)}, {name}")
                     with _Failing(found, workers, name):
@@ -99,6 +105,7 @@ def compare(
     finally:
         for worker in workers.values():
             worker.close()
+    found.seconds = time.monotonic() - begun
     return found
 
 

@@ -60,11 +60,14 @@ def show(found: Comparison, console: Console) -> None:
         console.print(table)
     for name, reason in found.missing.items():
         console.print(f"{name}: missing. {reason}", markup=False)
+    for what, reason in found.left_out.items():
+        console.print(f"{what}: {reason}", markup=False, highlight=False)
     for name, finding in found.findings.items():
         wrong = "WRONG RESULTS: " if finding.is_wrong else ""
         console.print(f"{name}: {wrong}logits against transformers float32: {finding}", markup=False, highlight=False)
     if not found.findings:
         console.print("No engine's logits were compared: transformers float32 is not among those that ran.")
+    console.print(f"{found.shape.name} took {found.seconds:.0f} s", highlight=False)
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
@@ -78,6 +81,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "bandwidth": None if speed is None else asdict(speed),
         "engines": {name: asdict(about) for name, about in found.about.items()},
         "missing": found.missing,
+        "left_out": found.left_out,
+        "seconds": round(found.seconds, 1),
         "logits": {name: asdict(finding) | {"wrong": finding.is_wrong} for name, finding in found.findings.items()},
         "medians": {
             who: {what: asdict(Spread.of(values)) for what, values in by_work.items()}

@@ -58,8 +58,11 @@ class SlotwiseEngine:
         (program,) = (p for p in plan.programs if (p.role, p.kind, p.rows) == (TARGET, DECODE, 1))
         # A token's embedding is one row of its table, which a tied head reads whole.
         read = {v.name for node in program.graph.nodes if node.op != "embedding" for v in node.inputs if v is not None}
-        tables = {(p.sources, p.value.spec) for p in program.graph.parameters if p.value.name in read}
-        weight_bytes = sum(spec.nbytes() for sources, spec in tables if not sources[0].startswith("rope."))
+        weight_bytes = sum(
+            parameter.value.spec.nbytes()
+            for parameter in program.graph.parameters
+            if parameter.value.name in read and not parameter.sources[0].startswith("rope.")
+        )
         settings = f"LLM(backend={'+'.join(plan.options.backend_names)!r}, share_prefixes=False), generate"
         return About(weight_bytes, plan.target.dtype.itemsize, settings)
 

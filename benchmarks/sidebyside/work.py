@@ -38,7 +38,7 @@ class Pace:
     @classmethod
     def of(cls, ask: Ask, vocab: int) -> Pace:
         """Try the engine out, and warm it up by that."""
-        ask("decode", _tokens(vocab, PROMPT, 0), 2)
+        ask("decode", _tokens(vocab, BATCH_PROMPT, 0), 2)
         prefill, decode = ask("decode", _tokens(vocab, PROMPT, 1), 4)
         return cls(PROMPT / prefill, 4 / decode)
 
@@ -54,11 +54,15 @@ class Pace:
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of work: `run` gives rates by name, `fixed_seconds` what a turn takes beyond its share of time."""
+    """One kind of work: `run` gives rates by name, `fixed_seconds` what a turn takes beyond its share of time.
+
+    Only work that `may_be_left_out` is, for engines that would take too long.
+    """
 
     names: tuple[str, ...]
     run: Callable[[Ask, int, int, Pace, float], dict[str, float]]
     fixed_seconds: Callable[[Pace], float]
+    may_be_left_out: bool = True
 
 
 def _decode(ask: Ask, vocab: int, turn: int, pace: Pace, share: float) -> dict[str, float]:
@@ -86,7 +90,7 @@ def _verify(ask: Ask, vocab: int, turn: int, pace: Pace, share: float) -> dict[s
 
 
 WORKS = (
-    Work((PREFILL, DECODE), _decode, lambda pace: PROMPT / pace.prefill),
+    Work((PREFILL, DECODE), _decode, lambda pace: PROMPT / pace.prefill, may_be_left_out=False),
     Work((PREFILL_LONG,), _prefill, lambda pace: LONG_PROMPT / pace.prefill),
     Work((DECODE_BATCH,), _batch, lambda pace: BATCH * BATCH_PROMPT / pace.prefill),
     Work((VERIFY,), _verify, lambda pace: 0.0),
