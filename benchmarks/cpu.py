@@ -25,10 +25,12 @@ from sidebyside.comparison import Comparison, compare
 from sidebyside.engine import EngineSpec
 from sidebyside.machine import describe, physical_cores
 from sidebyside.progress import saying
-from sidebyside.shapes import SHAPES, make_checkpoint
+from sidebyside.shapes import SHAPES, Shape, make_checkpoint
 from sidebyside.work import DECODE, DECODE_BATCH, PREFILL, PREFILL_LONG, QUICK_WORKS, UNITS, WORKS
 
 RESULTS = Path(__file__).parent / "results"
+LARGE = 5e8
+"""Parameters of a large model."""
 
 
 def engine_specs(backend: str) -> tuple[EngineSpec, ...]:
@@ -61,18 +63,27 @@ def checked_specs(backend: str) -> tuple[EngineSpec, ...]:
     return (EngineSpec("slotwise float32", "sidebyside.slotwise_engine", options, 4.0),)
 
 
+def rounds_of(shape: Shape, parsed: argparse.Namespace) -> int:
+    """How many rounds for a shape."""
+    if parsed.rounds is not None:
+        return int(parsed.rounds)
+    return 3 if not parsed.quick else 1 if shape.parameters > LARGE else 2
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="two rounds of short turns, no long prompts")
-    parser.add_argument("--rounds", type=int, help="rounds (default 3)")
+    parser.add_argument("--quick", action="store_true", help="short turns, no long prompts, fewer rounds")
+    parser.add_argument("--rounds", type=int, help="rounds (default 3; with --quick 2, for a large model 1)")
     parser.add_argument("--shapes", default="135M,1B", help=f"of {', '.join(SHAPES)}; separated by commas")
     parser.add_argument("--engines", default="", help="names or beginnings of names, separated by commas")
     parser.add_argument("--threads", type=int, default=physical_cores(), help="of every engine (default: cores)")
     parser.add_argument("--backend", default="numba_cpu", help="slotwise's (default numba_cpu)")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "slotwise-benchmarks")
     parser.add_argument("--name", default="cpu", help="of the files written (default cpu)")
+    parser.add_argument("--add", action="store_true", help="keep the other shapes that the file already has")
     parsed = parser.parse_args()
-    rounds = parsed.rounds or (2 if parsed.quick else 3)
+    if parsed.threads < 1 or (parsed.rounds is not None and parsed.rounds < 1):
+        parser.error("--threads and --rounds must be 1 or more")
     chosen = [
         spec
         for spec in engine_specs(parsed.backend)
@@ -93,30 +104,31 @@ def main() -> int:
                 folder,
                 chosen,
                 # A second copy of a large model in float32 is more than a small machine has.
-                checked if shape.parameters < 5e8 else (),
+                () if shape.parameters > LARGE else checked,
                 threads=parsed.threads,
-                rounds=rounds,
-                share=0.8 if parsed.quick else 2.0,
+                rounds=rounds_of(shape, parsed),
+                share=0.8 if parsed.quick else 1.6,
                 works=QUICK_WORKS if parsed.quick else WORKS,
                 say=say,
             )
             results.append(found)
             report.show(found, console)
-    _write(results, parsed, rounds, console)
+    _write(results, parsed, console)
     return 1 if any(found.wrong for found in results) else 0
 
 
-def _write(results: list[Comparison], parsed: argparse.Namespace, rounds: int, console: Console) -> None:
+def _write(results: list[Comparison], parsed: argparse.Namespace, console: Console) -> None:
     RESULTS.mkdir(exist_ok=True)
     machine = describe()
-    options = {"rounds": rounds, "quick": parsed.quick, "backend": parsed.backend, "threads": parsed.threads}
-    shapes = {found.shape.name: report.as_json(found) for found in results}
+    options = {name: getattr(parsed, name) for name in ("rounds", "quick", "backend", "threads")}
     file = RESULTS / f"{parsed.name}.json"
-    file.write_text(json.dumps({"machine": machine, "options": options, "shapes": shapes}, indent=1) + "\n")
+    shapes = json.loads(file.read_text())["shapes"] if parsed.add and file.exists() else {}
+    shapes |= {found.shape.name: {"machine": machine, "options": options, **report.as_json(found)} for found in results}
+    file.write_text(json.dumps({"shapes": shapes}, indent=1) + "\n")
     rows = [panels for name, shape in shapes.items() if (panels := _panels(name, shape))]
     if rows:
         heading = f"{machine['processor']}, {parsed.threads} threads, {machine['date']}"
-        most = max(len(found.about) for found in results)
+        most = max(len(shape["engines"]) for shape in shapes.values())
         charts.draw(file.with_suffix(".png"), f"{heading}. Red: the weights at memory bandwidth", rows, most)
     console.print(f"written: {file.name} and {file.with_suffix('.png').name} in benchmarks/results")
 

@@ -29,9 +29,10 @@ from sidebyside import charts
 from sidebyside.engine import EngineSpec
 from sidebyside.grown import LIKE_135M, grow
 from sidebyside.guard import EXACT_LIMIT, logits_error
-from sidebyside.machine import describe, physical_cores
+from sidebyside.machine import Disturbance, describe, physical_cores
 from sidebyside.pairs import Generated
 from sidebyside.progress import saying
+from sidebyside.report import disturbed
 from sidebyside.rounds import Samples, Spread, rotated
 from sidebyside.workers import EngineFailed, Worker
 from tokenizers import Tokenizer
@@ -64,6 +65,7 @@ class Results:
     about: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     growth: dict[str, float] = field(default_factory=dict)
+    disturbance: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, how: str, turn: int, made: Generated) -> None:
         """Take in one generation."""
@@ -205,6 +207,7 @@ def show(found: Results, console: Console) -> None:
         console.print(f"WRONG RESULTS: {name}, {how}, prompt {turn}: the tokens depend on the drafter", markup=False)
     for name, reason in found.missing.items():
         console.print(f"{name}: missing. {reason}", markup=False)
+    console.print(disturbed(found.disturbance).capitalize(), highlight=False)
 
 
 def mean_width(widths: Sequence[Sequence[int]]) -> str:
@@ -232,6 +235,7 @@ def write(found: Results, parsed: argparse.Namespace, console: Console) -> None:
         "engines": found.about,
         "missing": found.missing,
         "wrong": found.is_wrong,
+        "disturbance": found.disturbance,
         "tokens_per_second": {
             name: {how: asdict(Spread.of(values)) for how, values in by_how.items()}
             for name, by_how in found.samples.as_json().items()
@@ -283,7 +287,9 @@ def main() -> int:
         parsed.cache.mkdir(parents=True, exist_ok=True)
         target = grow(MODELS / "stories", LIKE_135M, parsed.cache / "stories-135M")
         check_growth(target, parsed, found, say)
+        disturbance = Disturbance()
         measure(target, parsed, found, say)
+        found.disturbance = disturbance.shares()
     show(found, console)
     write(found, parsed, console)
     return 1 if found.is_wrong else 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from sidebyside import guard
 from sidebyside.bandwidth import MemoryReader
 from sidebyside.engine import About, EngineSpec
-from sidebyside.machine import available_bytes
+from sidebyside.machine import Disturbance, available_bytes
 from sidebyside.rounds import Samples, rotated
 from sidebyside.shapes import Shape
 from sidebyside.work import BATCH, DECODE, DECODE_BATCH, WORKS, Pace, Work
@@ -25,15 +25,18 @@ from sidebyside.workers import EngineFailed, Worker
 MEMORY = "memory"
 READ, COPY = "read", "copy"
 LIMIT_SHARE = {DECODE: "decode, of bandwidth", DECODE_BATCH: f"batch {BATCH}, of bandwidth"}
-LONGEST_TURN = 15.0
-"""Seconds beyond its share of time for which a turn is left out."""
+LONGEST_TURN = 8.0
+"""Times its share that work may take beyond it, by the trial; what takes longer is left out."""
 
 Say = Callable[[str], None]
 
 
 @dataclass
 class Comparison:
-    """What came out for one shape; samples are rates, by engine and work, and shares of the bandwidth."""
+    """What came out for one shape.
+
+    Samples are rates, by engine and work, and shares of the bandwidth.
+    """
 
     shape: Shape
     threads: int
@@ -43,6 +46,7 @@ class Comparison:
     left_out: dict[str, str] = field(default_factory=dict)
     findings: dict[str, guard.Finding] = field(default_factory=dict)
     seconds: float = 0.0
+    disturbance: dict[str, float] = field(default_factory=dict)
 
     @property
     def wrong(self) -> dict[str, guard.Finding]:
@@ -66,7 +70,7 @@ def compare(
 
     `share` is the seconds that a turn of decoding may take.
     """
-    found, begun = Comparison(shape, threads), time.monotonic()
+    found, begun, disturbance = Comparison(shape, threads), time.monotonic(), Disturbance()
     memory = MemoryReader(threads)
     workers: dict[str, Worker] = {}
     try:
@@ -86,8 +90,8 @@ def compare(
                 before = _read(found, memory)
                 for name in rotated(list(workers), turn):
                     seconds = work.fixed_seconds(paces[name])
-                    if work.may_be_left_out and seconds > LONGEST_TURN:
-                        reason = f"left out, for a turn would take {seconds:.0f} s"
+                    if work.may_be_left_out and seconds > LONGEST_TURN * share:
+                        reason = f"left out, for a turn would take {seconds:.0f} s or more"
                         found.left_out[f"{name}, {' and '.join(work.names)}"] = reason
                         continue
                     say(f"{shape.name}: round {turn + 1} of {rounds}, {' and '.join(work.names)}, {name}")
@@ -106,6 +110,7 @@ def compare(
         for worker in workers.values():
             worker.close()
     found.seconds = time.monotonic() - begun
+    found.disturbance = disturbance.shares()
     return found
 
 

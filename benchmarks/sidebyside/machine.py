@@ -9,6 +9,7 @@ import datetime
 import os
 import platform
 import re
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,31 @@ def available_bytes() -> int | None:
     """Memory that new processes could have; None where the system does not say."""
     found = re.search(r"^MemAvailable:\s*(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return int(found[1]) * 1024 if found else None
+
+
+class Disturbance:
+    """How much of the cores' time went elsewhere since this was made; zeros where the system does not say."""
+
+    def __init__(self) -> None:
+        self._begun, self._before = time.monotonic(), self._used()
+
+    def shares(self) -> dict[str, float]:
+        """Shares of all cores' time: `host`, what a virtual machine's host gave to others, `others`, other processes.
+
+        A process of our own counts as others until it has ended.
+        """
+        cores_seconds = (time.monotonic() - self._begun) * (os.cpu_count() or 1)
+        host, others = (after - before for after, before in zip(self._used(), self._before, strict=True))
+        return {"host": max(0.0, host) / cores_seconds, "others": max(0.0, others) / cores_seconds}
+
+    @staticmethod
+    def _used() -> tuple[float, float]:
+        fields = _read("/proc/stat").partition("\n")[0].split()
+        if len(fields) < 9:
+            return 0.0, 0.0
+        user, nice, system, stolen = (int(fields[place]) / os.sysconf("SC_CLK_TCK") for place in (1, 2, 3, 8))
+        own = os.times()
+        return stolen, user + nice + system - (own.user + own.system + own.children_user + own.children_system)
 
 
 def _memory_bytes() -> int:

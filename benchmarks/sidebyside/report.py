@@ -67,7 +67,13 @@ def show(found: Comparison, console: Console) -> None:
         console.print(f"{name}: {wrong}logits against transformers float32: {finding}", markup=False, highlight=False)
     if not found.findings:
         console.print("No engine's logits were compared: transformers float32 is not among those that ran.")
-    console.print(f"{found.shape.name} took {found.seconds:.0f} s", highlight=False)
+    console.print(f"{found.shape.name} took {found.seconds:.0f} s; {disturbed(found.disturbance)}", highlight=False)
+
+
+def disturbed(shares: dict[str, float]) -> str:
+    """One line on what else the cores did."""
+    host, others = shares.get("host", 0.0), shares.get("others", 0.0)
+    return f"meanwhile {others:.0%} of the cores' time went to other processes, {host:.0%} to the host's other guests"
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
@@ -83,6 +89,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "missing": found.missing,
         "left_out": found.left_out,
         "seconds": round(found.seconds, 1),
+        "disturbance": {who: round(share, 4) for who, share in found.disturbance.items()},
         "logits": {name: asdict(finding) | {"wrong": finding.is_wrong} for name, finding in found.findings.items()},
         "medians": {
             who: {what: asdict(Spread.of(values)) for what, values in by_work.items()}

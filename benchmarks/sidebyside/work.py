@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PROMPT, LONG_PROMPT, BATCH, BATCH_PROMPT, ROWS = 128, 512, 8, 16, 6
+PROMPT, LONG_PROMPT, TRIAL_PROMPT, BATCH, BATCH_PROMPT, ROWS = 128, 512, 48, 8, 16, 6
 Ask = Callable[..., Any]
 """Calls a method of an engine: (name, *arguments)."""
 
@@ -39,8 +39,8 @@ class Pace:
     def of(cls, ask: Ask, vocab: int) -> Pace:
         """Try the engine out, and warm it up by that."""
         ask("decode", _tokens(vocab, BATCH_PROMPT, 0), 2)
-        prefill, decode = ask("decode", _tokens(vocab, PROMPT, 1), 4)
-        return cls(PROMPT / prefill, 4 / decode)
+        prefill, decode = ask("decode", _tokens(vocab, TRIAL_PROMPT, 1), 4)
+        return cls(TRIAL_PROMPT / prefill, 4 / decode)
 
     def steps(self, work: str, seconds: float) -> int:
         """Decode steps of `work` that fit `seconds`, one of a batch taken for two: 4 to 128."""
