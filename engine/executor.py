@@ -19,16 +19,14 @@ import torch
 
 from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
-from slotwise.core.graph import Parameter, Value
+from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
+from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import SAMPLER, Program
 from slotwise.plans.rows import RowInputs
 from slotwise.plans.sampling import output_buffers
 from slotwise.plans.show import size
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what, done, total) during long work."""
 
 Probe = Callable[[str, str, float], None]
 """Called as (program name, kernel, seconds) after each launch, when timing is on."""
@@ -56,7 +54,7 @@ class Executor:
         self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8)
         self.caches = {role.role: _caches(plan, role.role) for role in plan.roles}
         self.weights = {
-            role.role: _load_weights(role.parameters, weights[role.role], role.role, progress) for role in plan.roles
+            role.role: load_weights(role.parameters, weights[role.role], role.role, progress) for role in plan.roles
         }
         self.launches_run = 0
         self.seconds_in_kernels = 0.0
@@ -212,43 +210,3 @@ def _caches(plan: Plan, role_name: str) -> dict[str, torch.Tensor]:
         found[f"kv{cache.layer}.k"] = torch.zeros(shape, dtype=role.dtype.torch)
         found[f"kv{cache.layer}.v"] = torch.zeros(shape, dtype=role.dtype.torch)
     return found
-
-
-def _load_weights(
-    parameters: tuple[Parameter, ...], source: WeightSource, role: str, progress: Progress | None
-) -> dict[str, torch.Tensor]:
-    """Parameters by name: a mapped view where dtype and shape already fit, else one copy that joins and converts.
-
-    Parameters with the same sources and spec share one tensor.
-    """
-    shared: dict[tuple[object, ...], torch.Tensor] = {}
-    found = {}
-    for done, parameter in enumerate(parameters):
-        spec = parameter.value.spec
-        key = (parameter.sources, spec)
-        if key not in shared:
-            parts = [source.tensor(name, spec) for name in parameter.sources]
-            shared[key] = _join(parts, parameter, role)
-        found[parameter.value.name] = shared[key]
-        if progress is not None:
-            progress(f"loading {role}", done + 1, len(parameters))
-    return found
-
-
-def _join(parts: list[torch.Tensor], parameter: Parameter, role: str) -> torch.Tensor:
-    spec = parameter.value.spec
-    rows = sum(part.shape[0] for part in parts)
-    shape = (rows, *parts[0].shape[1:])
-    if shape != spec.sizes():
-        raise PlanError(
-            f"{role}: weight {parameter.value.name} must be {spec}, the checkpoint gives {list(shape)} from "
-            f"{', '.join(parameter.sources)}; was the plan made for another checkpoint?"
-        )
-    if len(parts) == 1 and parts[0].dtype == spec.dtype.torch and parts[0].is_contiguous():
-        return parts[0]
-    joined = torch.empty(shape, dtype=spec.dtype.torch)
-    start = 0
-    for part in parts:
-        joined[start : start + part.shape[0]].copy_(part)
-        start += part.shape[0]
-    return joined
