@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -21,6 +22,8 @@ from slotwise.engine.engine import Engine
 from slotwise.engine.request import Completion, Request, Stats
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.sequence import Sequence as Running
+from slotwise.inspect.crash import CrashRecorder
+from slotwise.inspect.record import Recorder, record
 from slotwise.models.chat_template import ChatTemplate
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
@@ -116,6 +119,7 @@ class LLM:
             self._named = {"draft": draft, **vars(options)}
         loaded = load_model(model, options.dtype)
         self._folder = loaded.checkpoint.folder
+        self._folders = {"model": str(model), "draft": None if draft is None else str(draft)}
         self.tokenizer = Tokenizer.load(model)
         self._defaults = GenerationDefaults.load(model)
         self._template = ChatTemplate.load(model)
@@ -135,6 +139,7 @@ class LLM:
                 progress=report,
                 threads=threads,
             )
+        engine.observers.append(CrashRecorder(engine, self._folders))
         self._engine = SharedEngine(engine)
         self._progress = progress
 
@@ -227,6 +232,19 @@ class LLM:
     def ledger(self, steps: int = 3) -> str:
         """The last decode steps with their numbers, and the slot ledger as it is now."""
         return self._engine.show_history(steps)
+
+    def record(self, path: str | Path, *, tensors: bool = False) -> AbstractContextManager[Recorder]:
+        """Record what runs within the `with` block into the file `path`, a line a step; see docs/recordings.md.
+
+        `tensors` keeps the target's logits beside it, in `path`.safetensors. Raises OptionError when the file cannot be
+        written or something is running already.
+        """
+        return record(self._engine.engine, path, self._folders, tensors=tensors)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for tools that watch it or replay on it; it has one user at a time."""
+        return self._engine.engine
 
     @property
     def default_sampling(self) -> Sampling:

@@ -7,6 +7,7 @@ and nothing else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -39,6 +40,10 @@ def add_parser(commands: Any) -> None:
     output.add_argument("--json", action="store_true", help="one JSON object a prompt")
     output.add_argument("--stats", action="store_true", help="print speed and acceptance afterwards")
     output.add_argument("--ledger", action="store_true", help="print the last steps and the slot ledger afterwards")
+    output.add_argument(
+        "--record", metavar="F", help="write every step's binding, seeds and tokens to a file, to be replayed"
+    )
+    output.add_argument("--tensors", action="store_true", help="with --record, keep logits too, in F.safetensors")
     parser.set_defaults(run=run)
 
 
@@ -47,14 +52,20 @@ def run(parsed: argparse.Namespace) -> int:
     prompts = [*parsed.prompt, *(_read(name) for name in parsed.prompt_file)]
     if not prompts:
         raise OptionError("there is nothing to complete; give --prompt TEXT or --prompt-file F")
+    if parsed.tensors and not parsed.record:
+        raise OptionError("--tensors says what --record keeps; give --record F too")
     llm = load(parsed)
     sampling = sampling_of(parsed, llm)
-    if len(prompts) == 1 and not parsed.json:
-        completions = [_stream(llm, prompts[0], sampling)]
-    else:
-        completions = llm.generate(prompts, sampling)
-        for prompt, completion in zip(prompts, completions, strict=True):
-            print(json.dumps(as_json(prompt, completion)) if parsed.json else f"{prompt}{completion.text}\n")
+    recording = llm.record(parsed.record, tensors=parsed.tensors) if parsed.record else contextlib.nullcontext()
+    with recording:
+        if len(prompts) == 1 and not parsed.json:
+            completions = [_stream(llm, prompts[0], sampling)]
+        else:
+            completions = llm.generate(prompts, sampling)
+            for prompt, completion in zip(prompts, completions, strict=True):
+                print(json.dumps(as_json(prompt, completion)) if parsed.json else f"{prompt}{completion.text}\n")
+    if parsed.record:
+        print(f"recorded in {parsed.record}", file=sys.stderr)
     for number, completion in enumerate(completions, 1):
         report(completion, parsed.stats, name=f"prompt {number}: " if len(prompts) > 1 else "")
     if parsed.ledger:
