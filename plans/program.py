@@ -57,6 +57,14 @@ class Program:
         """Bytes of weights and tables that one run reads."""
         return sum(parameter.value.spec.nbytes() for parameter in self.graph.parameters)
 
+    def bytes_moved(self) -> int:
+        """Bytes that the calls of one run must at least move, attention left out (it depends on lengths)."""
+        return sum(
+            contract_of(node.op).call_cost(call_spec(node).inputs, node.attr_dict).bytes
+            for node in self.graph.nodes
+            if node.op != "attention"
+        )
+
     def flops(self) -> int:
         """Floating-point operations of one run, attention left out (it depends on lengths)."""
         return sum(

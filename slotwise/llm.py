@@ -15,6 +15,7 @@ from typing import Any, cast, overload
 
 import torch
 
+from slotwise import debug
 from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
 from slotwise.core.specs import DType
 from slotwise.engine.detokenize import TokenPieces
@@ -126,7 +127,7 @@ class LLM:
         drafter = load_draft(draft, self.tokenizer, options.dtype)
         if saved is not None:
             check_saved(saved, loaded, drafter)
-        self._plan = saved or compile_for(loaded, drafter, options)
+        self._plan = saved or compile_for(loaded, drafter, options, debug.pass_observer())
         weights = {TARGET: loaded.weights}
         if isinstance(drafter, LoadedModel):
             weights[DRAFT] = drafter.weights
@@ -139,6 +140,7 @@ class LLM:
                 progress=report,
                 threads=threads,
             )
+        debug.attach(engine)
         engine.observers.append(CrashRecorder(engine, self._folders))
         self._engine = SharedEngine(engine)
         self._progress = progress
@@ -245,6 +247,11 @@ class LLM:
     def engine(self) -> Engine:
         """The engine itself, for tools that watch it or replay on it; it has one user at a time."""
         return self._engine.engine
+
+    @property
+    def folders(self) -> Mapping[str, str | None]:
+        """The checkpoint folders by what they are for, `model` and `draft`, as they were named."""
+        return self._folders
 
     @property
     def default_sampling(self) -> Sampling:

@@ -228,9 +228,7 @@ def _attention(kind: int, capped: bool) -> Address:
                             base = (block * heads + head) * BLOCK
                             for i in range(BLOCK):
                                 mixed[base + i] *= keep
-                _mix_run(
-                    kind, heads, v_cache + head_at, stride, head_dim, pages, page_size, low, high, scores_at, sums
-                )
+                _mix_run(kind, heads, v_cache + head_at, stride, head_dim, pages, page_size, low, high, scores_at, sums)
             for head in range(heads):
                 share_of_one = ONE / total[head]
                 for i in range(head_dim):

@@ -63,6 +63,4 @@ def _bind(
     return Call(Part(op, _gather(kind_of(out)), fields, f"an index is outside the table of {len(table)} rows"))
 
 
-KERNELS = tuple(
-    Kernel(op, op, functools.partial(_bind, op), refuses_wide_floats) for op in ("embedding", "take_rows")
-)
+KERNELS = tuple(Kernel(op, op, functools.partial(_bind, op), refuses_wide_floats) for op in ("embedding", "take_rows"))

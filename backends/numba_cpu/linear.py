@@ -197,7 +197,13 @@ def _workspace(call: CallSpec) -> int:
 
 
 def product_parts(
-    op: str, kernel: Address, x: torch.Tensor, weight: torch.Tensor, count: int, workspace: Field, own: tuple[Field, ...]
+    op: str,
+    kernel: Address,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    count: int,
+    workspace: Field,
+    own: tuple[Field, ...],
 ) -> Launch:
     """The call of a product kernel, after a call that packs the rows where threads share them."""
     rows, width = x.shape

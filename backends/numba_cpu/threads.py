@@ -231,9 +231,7 @@ class Pool:
         for thread in range(1, self.threads):
             name = f"slotwise-cpu-{thread}"
             # The worker holds the control block, so that it outlives the pool while the worker runs.
-            threading.Thread(
-                target=_live, args=(work, control, thread, self.threads), name=name, daemon=True
-            ).start()
+            threading.Thread(target=_live, args=(work, control, thread, self.threads), name=name, daemon=True).start()
         if self.threads > 1:
             weakref.finalize(self, _stop, control, start, os.getpid(), self.threads)
 

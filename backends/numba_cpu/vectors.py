@@ -313,7 +313,15 @@ def sum_of_squares(typing: Any, kind: Any, source: Any, count: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def mix_block(
-    typing: Any, kind: Any, rows: Any, values: Any, stride: Any, count: Any, weights: Any, weights_stride: Any, sums: Any
+    typing: Any,
+    kind: Any,
+    rows: Any,
+    values: Any,
+    stride: Any,
+    count: Any,
+    weights: Any,
+    weights_stride: Any,
+    sums: Any,
 ) -> Any:
     """Add weighted values to one block of `rows` sums: `sums[r] += weights[r, i] * values[i]` for i below `count`, in order.
 

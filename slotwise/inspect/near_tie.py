@@ -15,13 +15,15 @@ import torch
 from slotwise.core.ops.noise import TARGET as TARGET_STREAM
 from slotwise.core.ops.noise import uniform_noise
 from slotwise.core.ops.sampling import filter_logits
+from slotwise.core.specs import DType
 from slotwise.engine.adjust import LogitAdjuster
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
 from slotwise.engine.score import score
 
-NEAR = 1e-3
-"""Logits this close, relative to the greatest of the row, are called a near-tie where only one run can be asked."""
+NEAR = {DType.F64: 2.0**-45, DType.F32: 2.0**-16, DType.F16: 2.0**-10, DType.BF16: 2.0**-7}
+"""Scores this close, relative to the greatest of the row, are a near-tie: about two units in the last place of a
+half-precision logit, and for wider dtypes what a few hundred roundings in a row of layers come to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Parting:
     """Sequence `sequence` has other tokens from new token `index` on, at `position` of the whole sequence.
 
     `one` and `other` are the tokens there (None where a run had ended). `gap` is how far the run that was asked has its
-    own token ahead of the other's, in logits after temperature and noise; `scale` the greatest logit's size.
+    own token ahead of the other's, in scores after temperature and noise; `scale` the greatest score's size; `margin`
+    the gap that rounding in the model's dtype explains.
     """
 
     sequence: int
@@ -39,11 +42,12 @@ class Parting:
     other: int | None
     gap: float | None
     scale: float | None
+    margin: float = 0.0
 
     @property
     def is_near_tie(self) -> bool:
         """Whether the gap is within what rounding explains."""
-        return self.gap is not None and self.scale is not None and self.gap <= NEAR * max(1.0, self.scale)
+        return self.gap is not None and self.gap <= self.margin
 
     def __str__(self) -> str:
         one, other = ("the end" if token is None else str(token) for token in (self.one, self.other))
@@ -51,7 +55,10 @@ class Parting:
         if self.gap is None or self.scale is None:
             return f"{head}{one} -> {other}"
         word = "a near-tie" if self.is_near_tie else "no near-tie"
-        return f"{head}{one} -> {other}; {word}: the second is {self.gap:.3g} ahead, of logits up to {self.scale:.3g}"
+        return (
+            f"{head}{one} -> {other}; {word}: the second is {self.gap:.3g} ahead, of scores up to {self.scale:.3g} "
+            f"({self.margin:.2g} or less is a near-tie)"
+        )
 
 
 def scores_at(engine: Engine, request: Request, seed: int, tokens: Sequence[int]) -> torch.Tensor:
@@ -97,5 +104,15 @@ def judge_parting(
         return Parting(number, at, position, first, second, None, None)
     scores = scores_at(engine, request, seed, other[:at])
     gap = float(scores[second] - scores[first])
-    finite = scores[scores.isfinite()]
-    return Parting(number, at, position, first, second, gap, float(finite.abs().max()))
+    scale = greatest(scores)
+    return Parting(number, at, position, first, second, gap, scale, margin_of(engine, scale))
+
+
+def greatest(scores: torch.Tensor) -> float:
+    """The size of the greatest finite score."""
+    return float(scores[scores.isfinite()].abs().max())
+
+
+def margin_of(engine: Engine, scale: float) -> float:
+    """The gap that counts as a near-tie among scores of this size, in the dtype that the target computes in."""
+    return NEAR[engine.plan.target.dtype] * max(1.0, scale)

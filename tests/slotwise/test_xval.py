@@ -56,7 +56,7 @@ def test_a_wrong_kernel_fails_and_is_measured(found: CrossValidation) -> None:
     right = [check for check in found.checks if check.backend == "reference"]
     assert right
     assert all(check.verdict == "ok" for check in right)
-    assert all(check.cosine == pytest.approx(1) for check in right if check.check == "oracle")
+    assert all(check.cosine == pytest.approx(1, abs=1e-4) for check in right if check.check == "oracle")
 
 
 def test_a_row_that_depends_on_its_company_fails(found: CrossValidation) -> None:
@@ -117,7 +117,7 @@ def test_a_waiver_file_that_says_too_little_is_refused(tmp_path: Path, text: str
 
 
 def test_filters_choose_and_a_filter_that_matches_nothing_is_refused() -> None:
-    done = crossvalidate(backends="reference", ops="lin*", dtypes=["bf16"], cases="odd*", timed=False)
+    done = crossvalidate(backends="reference", ops="lin*", dtypes=["bf16"], cases="odd sizes", timed=False)
     assert {check.dtype for check in done.checks} == {"bf16"}
     assert {check.case for check in done.checks} == {"odd sizes"}
     assert len({check.op for check in done.checks}) > 1
@@ -182,14 +182,13 @@ def test_a_plans_own_calls_are_validated(plan: Plan) -> None:
 
 def test_a_plans_calls_find_a_bug_that_no_case_has(plan: Plan) -> None:
     def spoil(inputs: tuple[torch.Tensor | None, ...], outputs: tuple[torch.Tensor, ...]) -> None:
-        if outputs[0].shape[-1] == 192:  # this model's width, which no case of the contract has
+        if outputs[0].shape == (4, 192):  # a bucket of this plan, which no case has
             outputs[0][-1, -1] += 1
 
     with registered(spoiled("narrow", "add_rms_norm", spoil)) as narrow:
         cases = crossvalidate(backends=[narrow], ops="add_rms_norm", dtypes="f32", timed=False)
         of_plan = crossvalidate(plan, backends=[narrow], ops="add_rms_norm", timed=False)
-    if not any("192" in check.message for check in cases.checks):
-        assert cases.passed
+    assert cases.passed
     assert not of_plan.passed
 
 
