@@ -7,6 +7,7 @@ processor are the same as when it was compiled, whichever file a change is in.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -93,6 +94,9 @@ def compile_kernel(function: Callable[..., None], arguments: tuple[types.Type, .
     """
     kernel = CFunc(function, (arguments, types.void), {}, dict(_OPTIONS))
     kernel._cache = _Cache(function)
-    kernel.compile()
+    # Two processes that start together compile a kernel once: the second finds it on disk.
+    with open(cache_folder() / f"{function.__module__}.{function.__name__}.lock", "w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        kernel.compile()
     _alive.append(kernel)
     return int(kernel.address)

@@ -48,7 +48,6 @@ def _pointer_to(element: types.Type) -> Any:
 
 _float_pointer, _int32_pointer, _int64_pointer = (_pointer_to(t) for t in (types.float32, types.int32, types.int64))
 _byte_pointer, _signed_pointer = _pointer_to(types.uint8), _pointer_to(types.int8)
-_half_pointer = _pointer_to(types.uint16)
 
 
 @device
@@ -76,9 +75,9 @@ def bytes_at(address: int, count: int) -> Any:
 
 
 @device
-def halves(address: int, count: int) -> Any:
-    """The array of 16-bit elements at `address`, as uint16."""
-    return carray(_half_pointer(address), count)
+def signed_bytes(address: int, count: int) -> Any:
+    """The int8 array at `address`."""
+    return carray(_signed_pointer(address), count)
 
 
 @intrinsic(prefer_literal=True)
@@ -186,6 +185,25 @@ def stack_memory(typing: Any, count: Any) -> Any:
         return builder.ptrtoint(memory, ir.IntType(64))
 
     return types.int64(count), generate
+
+
+def _caller(count: int) -> Any:
+    @intrinsic
+    def call(typing: Any, address: Any, arguments: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            word = ir.IntType(64)
+            kind = ir.FunctionType(ir.VoidType(), [word] * count)
+            unpacked = cgutils.unpack_tuple(builder, values[1])
+            builder.call(builder.inttoptr(values[0], kind.as_pointer()), unpacked)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.UniTuple(types.int64, count)), generate
+
+    return call
+
+
+call_3, call_5, call_8, call_9 = (_caller(count) for count in (3, 5, 8, 9))
+"""Call the compiled function at an address with that many int64, given as a tuple: big functions are compiled once so."""
 
 
 @device

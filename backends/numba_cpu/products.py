@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 
+from numba import int64
+
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
-from slotwise.backends.numba_cpu.memory import device, int64s
+from slotwise.backends.numba_cpu.memory import call_5, device, int64s
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, share
 from slotwise.backends.numba_cpu.vectors import BLOCK, ITEMSIZE, dot_tile, pack_row
 
@@ -58,28 +60,36 @@ def tile_rows(tile: int, tiles: int, rows: int) -> tuple[int, int]:
     return tile * rows // tiles, (tile + 1) * rows // tiles
 
 
-@device
-def pack_tile(kind: int, x: int, width: int, item: int, first: int, last: int, target: int) -> None:
-    """Pack rows `first` to `last` of `x` into a tile at `target`."""
-    rows = last - first
-    for t in range(rows):
-        pack_row(kind, x + (first + t) * width * item, width, target + t * (BLOCK * 4), rows * (BLOCK * 4))
+@functools.cache
+def pack_function(kind: int) -> Address:
+    """Packs one tile of floats: (x, width, first row, last + 1, target)."""
+    item = ITEMSIZE[kind]
+
+    def pack_tile(x: int, width: int, first: int, last: int, target: int) -> None:
+        rows = last - first
+        for t in range(rows):
+            source = x + (first + t) * width * item
+            pack_row(kind, source, width, target + t * (BLOCK * 4), rows * (BLOCK * 4))
+
+    return compile_kernel(pack_tile, (int64,) * 5)
 
 
 @functools.cache
-def pack_kernel(kind: int) -> Address:
-    """Packs all rows of `x`, each thread some of the tiles. Fields: x, target, rows, width, tiles, packed width."""
-    item = ITEMSIZE[kind]
+def pack_kernel() -> Address:
+    """Packs all rows, each thread some of the tiles.
 
-    def pack(call: int, thread: int, threads: int) -> None:
-        field = int64s(call + _AT, 6)
-        x, target, rows, width, tiles, wide = field[0], field[1], field[2], field[3], field[4], field[5]
+    Fields: x, target, rows, width, tiles, bytes of a packed row, the function that packs a tile.
+    """
+
+    def pack_rows(call: int, thread: int, threads: int) -> None:
+        field = int64s(call + _AT, 7)
+        x, target, rows, width, tiles, row_bytes = field[0], field[1], field[2], field[3], field[4], field[5]
         begin, end = share(tiles, thread, threads)
         for tile in range(begin, end):
             first, last = tile_rows(tile, tiles, rows)
-            pack_tile(kind, x, width, item, first, last, target + first * wide * 4)
+            call_5(field[6], (x, width, first, last, target + first * row_bytes))
 
-    return compile_kernel(pack)
+    return compile_kernel(pack_rows)
 
 
 @device
@@ -118,27 +128,31 @@ def _single(kind: int, rows: int, packed: int, weight: int, width: int, out: int
         dot_tile(kind, 1, 6, weight, 0, packed, width, out, out_stride, 0)
 
 
-@device
-def products(
-    kind: int, rows: int, packed: int, weight: int, stride: int, width: int, count: int, out: int, out_stride: int
-) -> None:
-    """`out[t, n]` for the tile of `rows` rows at `packed` and `count` weights from `weight` on.
+@functools.cache
+def products_function(kind: int) -> Address:
+    """`out[t, n]` for a tile of rows and `count` weights: (rows, packed, weight, stride, width, count, out, out stride).
 
     The weights are read as two streams (four for one row), each of neighbours: processors fetch ahead along a few long
     streams far better than along many short ones.
     """
-    done = 0
-    if rows == 1 and count >= 4:
-        part = count // 4
-        for n in range(part):
-            w, o = weight + n * stride, out + n * 4
-            dot_tile(kind, 4, 1, w, part * stride, packed, width, o, out_stride, part * 4)
-        done = 4 * part
-    elif count >= 2:
-        part = count // 2
-        for n in range(part):
-            w, o = weight + n * stride, out + n * 4
-            _tile(kind, rows, packed, w, part * stride, width, o, out_stride, part * 4)
-        done = 2 * part
-    for n in range(done, count):
-        _single(kind, rows, packed, weight + n * stride, width, out + n * 4, out_stride)
+
+    def products(
+        rows: int, packed: int, weight: int, stride: int, width: int, count: int, out: int, out_stride: int
+    ) -> None:
+        done = 0
+        if rows == 1 and count >= 4:
+            part = count // 4
+            for n in range(part):
+                w, o = weight + n * stride, out + n * 4
+                dot_tile(kind, 4, 1, w, part * stride, packed, width, o, out_stride, part * 4)
+            done = 4 * part
+        elif count >= 2:
+            part = count // 2
+            for n in range(part):
+                w, o = weight + n * stride, out + n * 4
+                _tile(kind, rows, packed, w, part * stride, width, o, out_stride, part * 4)
+            done = 2 * part
+        for n in range(done, count):
+            _single(kind, rows, packed, weight + n * stride, width, out + n * 4, out_stride)
+
+    return compile_kernel(products, (int64,) * 8)

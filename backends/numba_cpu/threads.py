@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from slotwise.backends.numba_cpu.compiled import compile_kernel
 from slotwise.backends.numba_cpu.machine import physical_cores
-from slotwise.backends.numba_cpu.memory import device, int64s
+from slotwise.backends.numba_cpu.memory import call_3, device, int64s
 
 MAX_THREADS = 64
 """Most threads of a pool: kernels reserve scratch memory for so many."""
@@ -107,16 +107,6 @@ def relax(typing: Any) -> Any:
     return types.void(), generate
 
 
-@intrinsic
-def _call_kernel(typing: Any, address: Any, record: Any, thread: Any, threads: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * 3)
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
-        return context.get_dummy_value()
-
-    return types.void(*([types.int64] * 4)), generate
-
-
 @device
 def next_chunk(call: int) -> int:
     """The number of a chunk of this call's work that nobody has taken yet."""
@@ -135,7 +125,7 @@ def _run_calls(control: int, thread: int, threads: int) -> None:
     for i in range(calls):
         call = table + i * (FIELDS * 8)
         words = int64s(call, FIRST_FIELD)
-        _call_kernel(words[FUNCTION], call, thread, threads)
+        call_3(words[FUNCTION], (call, thread, threads))
         generation = atomic_load(control + _GENERATION * 8)
         if atomic_add(control + _ARRIVED * 8, 1) == threads - 1:
             if words[FAULT] != 0 and atomic_load(control + _FAULT * 8) == 0:

@@ -98,6 +98,10 @@ class _Draw:
             return torch.full(shape, 0.9 if name == "top_p" else 0.02, dtype=torch.float64)
         if "logits" in name or "scores" in name:
             return normal.float().double() * 3
+        if name in ("scale", "offset"):
+            # One number a group of 32; codes of 8 bits are some 70 in size, of 4 bits some 5.
+            size = (32 * shape[-1]) ** -0.5
+            return normal * size * (0.5 if name == "offset" else 1 / 70 if self._node.attr("bits") == 8 else 1 / 5)
         if not is_weight:
             return normal
         # Products of unit-variance rows with these have unit variance, whatever K is.
@@ -107,6 +111,9 @@ class _Draw:
         def below(limit: int) -> torch.Tensor:
             return torch.randint(0, max(1, limit), shape, generator=self._rng)
 
+        if name == "codes":
+            low, high = (-127, 128) if self._node.attr("bits") == 8 else (0, 256)
+            return torch.randint(low, high, shape, generator=self._rng)
         if name == "slots":
             slots = self._shapes["k_cache"][0]
             return torch.randperm(slots, generator=self._rng)[: shape[0]]
