@@ -1,8 +1,8 @@
 """Running a kernel on a contract's cases and judging what it did.
 
 Owns `run_case`, `try_case` and `check_row_invariance`. What always holds: every tensor a kernel is given lies between
-guard zones of 0xFF bytes (NaN or -1 to whoever reads past an end), outputs and workspace are poisoned first, and
-whatever the kernel does wrong comes back as a sentence in a `CaseResult`; nothing is raised for a kernel's fault.
+guard zones (`core/guard_zones.py`), outputs and workspace are poisoned first, and whatever the kernel does wrong comes
+back as a sentence in a `CaseResult`; nothing is raised for a kernel's fault.
 """
 
 from __future__ import annotations
@@ -18,12 +18,9 @@ import torch
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.contract import Argument, Case, OpContract
 from slotwise.core.graph import Attr
+from slotwise.core.guard_zones import GUARD, Guarded, unravel
 from slotwise.core.specs import DType, TensorSpec
 
-GUARD_BYTES = 256
-"""Bytes of each guard zone: keeps tensors aligned for any vector load."""
-
-_GUARD = 0xFF
 _POISON_INTEGER = 0x5A
 SUBSETS = (2, 3, 7, 8, 15, 16, 17, 33, 64)
 """Row counts that row invariance is tried at, beside one row and all rows."""
@@ -210,55 +207,6 @@ class _About:
         return CaseResult(*names, outcome, message, max_abs, max_rel, worst, rule)
 
 
-class _Guarded:
-    """A dense tensor between two guard zones; `poison` bytes fill it, or the contents of `source`."""
-
-    def __init__(
-        self,
-        dtype: torch.dtype,
-        shape: Sequence[int],
-        device: str,
-        *,
-        poison: int = _GUARD,
-        source: torch.Tensor | None = None,
-    ) -> None:
-        size = math.prod(shape) * dtype.itemsize
-        self._storage = torch.full((size + 2 * GUARD_BYTES,), _GUARD, dtype=torch.uint8, device=device)
-        self._bytes = self._storage[GUARD_BYTES : GUARD_BYTES + size]
-        self._poison = poison
-        self.tensor = self._bytes.view(dtype).view(tuple(shape))
-        if source is None:
-            self._bytes.fill_(poison)
-        else:
-            self.tensor.copy_(source)
-        self._first = self._bytes.clone()
-
-    def fault(self, name: str, *, may_change: bool) -> str:
-        """What was done to this memory that should not have been; empty when nothing was."""
-        before, after = self._storage[:GUARD_BYTES], self._storage[GUARD_BYTES + len(self._bytes) :]
-        for side, zone in (("before the start", before.flip(0)), ("past the end", after)):
-            touched = (zone != _GUARD).nonzero()
-            if len(touched):
-                return f"wrote outside {name}: {int(touched[0]) + 1} bytes {side} of its {len(self._bytes)} bytes"
-        if not may_change:
-            changed = (self._bytes != self._first).nonzero()
-            if len(changed):
-                return f"changed its input {name} at {list(self._index(int(changed[0])))}"
-        return ""
-
-    def untouched(self, name: str) -> str:
-        """Which element of an output was never written; empty when all were."""
-        elements = self._bytes.view(-1, self.tensor.element_size())
-        left = (elements == self._poison).all(-1).nonzero()
-        if not len(left):
-            return ""
-        index = list(self._index(int(left[0]) * self.tensor.element_size()))
-        return f"left {name}{index} unwritten ({len(left)} of {self.tensor.numel()} elements)"
-
-    def _index(self, byte: int) -> tuple[int, ...]:
-        return _unravel(byte // self.tensor.element_size(), self.tensor.shape)
-
-
 @dataclass(frozen=True, slots=True)
 class _Run:
     """Outputs and written caches by name after a launch, or what went wrong."""
@@ -272,12 +220,12 @@ class _Run:
 def _run(
     kernel: Kernel, contract: OpContract, call: CallSpec, inputs: Tensors, device: str, *, timed: bool = False
 ) -> _Run:
-    given = [None if value is None else _Guarded(value.dtype, value.shape, device, source=value) for value in inputs]
+    given = [None if value is None else Guarded(value.dtype, value.shape, device, source=value) for value in inputs]
     made = [
-        _Guarded(spec.dtype.torch, spec.sizes(), device, poison=_GUARD if spec.dtype.is_float else _POISON_INTEGER)
+        Guarded(spec.dtype.torch, spec.sizes(), device, poison=GUARD if spec.dtype.is_float else _POISON_INTEGER)
         for spec in call.outputs
     ]
-    scratch = _Guarded(torch.uint8, (kernel.workspace(call),), device)
+    scratch = Guarded(torch.uint8, (kernel.workspace(call),), device)
     try:
         launch = kernel.bind(
             tuple(None if g is None else g.tensor for g in given),
@@ -425,7 +373,7 @@ def _compare(got: torch.Tensor, want: torch.Tensor, allowed: torch.Tensor) -> _C
         return _Comparison(0.0, 0.0, (), "")
     wrong = distance > allowed
     at = int(torch.where(wrong, distance - allowed, -math.inf).argmax() if bool(wrong.any()) else distance.argmax())
-    index = _unravel(at, distance.shape)
+    index = unravel(at, distance.shape)
     error = float(distance.flatten()[at])
     relative = float((distance / wide.abs().clamp(min=1e-30)).nan_to_num(nan=0.0).max())
     message = ""
@@ -435,11 +383,3 @@ def _compare(got: torch.Tensor, want: torch.Tensor, allowed: torch.Tensor) -> _C
             f"{float(allowed.flatten()[at]):.3g} is allowed ({int(wrong.sum())} of {got.numel()} elements are wrong)"
         )
     return _Comparison(error, relative, index, message)
-
-
-def _unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    index: list[int] = []
-    for size in reversed(shape):
-        flat, rest = divmod(flat, size)
-        index.insert(0, rest)
-    return tuple(index)

@@ -2,7 +2,8 @@
 
 Owns `Lockstep`, the conductor that does it, and its findings. What always holds: the leader generates as it always
 does, and nothing that a follower computes reaches it; with the same inputs, two kernels that keep their contract's
-tolerance cannot be further apart than twice it; the oracle, asked where they are, says which of them left it.
+tolerance cannot be further apart than twice it; the oracle, asked where they are further apart than one, says which of
+them left it.
 With `free_run` a follower keeps its own activations and caches instead, and errors accumulate as they would.
 """
 
@@ -179,9 +180,11 @@ class Lockstep:
                 share = torch.where(apart == 0, 0.0, apart / allowed.clamp(min=1e-300)).clamp(max=1e6)
                 most = float(share.max())
                 follower.worst[call.node.op] = max(most, follower.worst.get(call.node.op, 0.0))
-                if most > 1 and self.finding is None:
+                if most > 0.5 and self.finding is None:
+                    # Further apart than one tolerance: one of the two may have left it. The oracle knows.
                     at = int(share.argmax())
-                    self.finding = self._describe(program, index, call, its, before, name, got, want, at)
+                    finding = self._describe(program, index, call, its, before, name, got, want, at)
+                    self.finding = finding if finding.at_fault or most > 1 else None
         for mine, other in zip(call.outputs, its.outputs, strict=True):
             other.copy_(mine)
         for argument, mine_in, other_in in zip(contract.inputs, call.inputs, its.inputs, strict=True):

@@ -26,7 +26,7 @@ from slotwise.plans.program import DRAFT, TARGET
 SCHEMA = 1
 BARS = "▁▂▃▄▅▆▇█"
 LEAST = 1e-12
-"""Errors below this are drawn as this: a logarithm needs a floor."""
+"""Errors below this, but not 0, are drawn as this."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,22 @@ def final_by_step(drifts: Sequence[Drift]) -> list[Drift]:
 
 
 def plot(values: Sequence[float], width: int = 100) -> str:
-    """A line of bars, logarithmic between the least and the greatest; many values are drawn by their greatest."""
+    """A line of bars, logarithmic between the least and the greatest, `·` for 0; many values are drawn by their peaks."""
     if not values:
         return "(nothing ran)"
     size = max(1, -(-len(values) // width))
     peaks = [max(values[i : i + size]) for i in range(0, len(values), size)]
-    logs = [math.log10(max(LEAST, value)) if math.isfinite(value) else 0.0 for value in peaks]
-    low, high = min(logs), max(logs)
+    logs = [math.log10(max(LEAST, value)) if value and math.isfinite(value) else None for value in peaks]
+    known = [value for value in logs if value is not None]
+    if not known:
+        return f"{'·' * len(peaks)}  no difference"
+    low, high = min(known), max(known)
     span = (high - low) or 1.0
-    bars = "".join(BARS[min(len(BARS) - 1, int((value - low) / span * len(BARS)))] for value in logs)
-    return f"{bars}  1e{low:.1f} to 1e{high:.1f}"
+
+    def bar(value: float | None) -> str:
+        return "·" if value is None else BARS[min(len(BARS) - 1, int((value - low) / span * len(BARS)))]
+
+    return f"{''.join(map(bar, logs))}  1e{low:.1f} to 1e{high:.1f}"
 
 
 def weights_of(llm: LLM) -> dict[str, WeightSource]:

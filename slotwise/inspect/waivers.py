@@ -13,9 +13,9 @@ from pathlib import Path
 from slotwise.core.errors import OptionError, nearest
 
 try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+    import tomli
+except ModuleNotFoundError:  # Python 3.11 and later carry the same parser as tomllib.
+    import tomllib as tomli  # type: ignore[no-redef, unused-ignore]
 
 CHECKS = ("oracle", "rows")
 
@@ -55,8 +55,8 @@ def read_waivers(path: str | Path) -> tuple[Waiver, ...]:
     Raises OptionError for a file that cannot be read, an unknown key, or a waiver without op, backend or reason.
     """
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        data = tomli.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
         raise OptionError(f"waiver file {path} cannot be read: {error}") from error
     entries = data.pop("waiver", [])
     if data or not isinstance(entries, list):

@@ -196,6 +196,8 @@ def test_a_plot_keeps_peaks_and_says_its_range() -> None:
     assert line.count("█") == 1
     assert "1e-6.0 to 1e-2.0" in line
     assert plot([]) == "(nothing ran)"
+    assert plot([0.0, 0.0, 1e-3, 1e-1]) == "··▁█  1e-3.0 to 1e-1.0"
+    assert plot([0.0]) == "·  no difference"
 
 
 def test_the_commands_report_and_fail(run: Run, stories: Path, tmp_path: Path) -> None:

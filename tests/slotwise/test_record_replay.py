@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from slotwise import LLM, Sampling
 from slotwise.core.backend import load_backend
 from slotwise.core.errors import LedgerError, OptionError, RecordingError
-from slotwise.inspect.recording import Recording, read_recording, write_line
+from slotwise.engine.request import Request
+from slotwise.inspect.near_tie import scores_at
+from slotwise.inspect.recording import Recording, read_recording, sampling_from_json, write_line
 from slotwise.inspect.replay import first_difference, load_recorded, replay, replay_on
 
 from .commands import Run
@@ -358,3 +360,14 @@ def test_the_commands_record_and_replay(run: Run, stories: Path, tmp_path: Path)
         parted = run("replay", path, "--backend", "off")
     assert (parted.code, "tokens part at new token 0" in parted.out) == (1, True)
     assert "--record" in run("generate", stories, "--prompt", "x", "--tensors").err
+
+
+def test_the_score_of_a_token_that_was_drawn_is_the_greatest(recording: Recording, load: Callable[[], LLM]) -> None:
+    """Penalties, temperature and noise included: what a parting is judged by is what was compared to draw."""
+    llm = load()
+    for number, line in recording.requests.items():
+        request = Request(tuple(line["prompt_ids"]), sampling_from_json(line["sampling"]))
+        tokens = recording.tokens()[number]
+        for at in (1, 5, 13):
+            scores = scores_at(llm.engine, request, line["sampling"]["seed"], tokens[:at])
+            assert int(scores.argmax()) == tokens[at]
