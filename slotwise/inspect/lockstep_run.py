@@ -104,7 +104,7 @@ def final_by_step(drifts: Sequence[Drift]) -> list[Drift]:
 
 
 def plot(values: Sequence[float], width: int = 100) -> str:
-    """A line of bars, logarithmic between the least and the greatest, `·` for 0; many values are drawn by their peaks."""
+    """A line of bars, logarithmic between the least and the greatest, `·` for 0; of many values, their peaks."""
     if not values:
         return "(nothing ran)"
     size = max(1, -(-len(values) // width))
