@@ -130,6 +130,9 @@ class Backend:
         )
 
 
+DEFAULTS = ("numba_cpu", "reference")
+"""Backends to try, in order, for those who name none; on a machine without a GPU."""
+
 _REGISTERED: dict[str, Backend] = {}
 
 
@@ -165,6 +168,17 @@ def load_backend(name: str) -> Backend:
 def _folder_names() -> tuple[str, ...]:
     package = importlib.import_module("slotwise.backends")
     return tuple(sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg))
+
+
+def default_backend() -> str:
+    """The backend of those who name none: the first of `numba_cpu` and `reference` that can run here."""
+    for name in DEFAULTS:
+        try:
+            if load_backend(name).unavailable() is None:
+                return name
+        except BackendError:
+            continue
+    raise BackendError(f"none of the default backends can run here: {', '.join(DEFAULTS)}; `slotwise doctor` says more")
 
 
 @functools.cache

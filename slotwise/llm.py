@@ -47,14 +47,16 @@ class LLM:
     """A model ready to generate.
 
     `model` is a Hugging Face folder; `draft` is None, the folder of a smaller model with the same vocabulary, or
-    `"ngram"`. `backend` is a name, a list in order of preference, or a mapping of ops to either (`"*"` for the rest).
+    `"ngram"`. `backend` is a name, a list in order of preference, or a mapping of ops to either (`"*"` for the rest);
+    left out, it is `numba_cpu` where that runs.
     `capacity` is the most tokens of a sequence, prompt included (default: the model's maximum, at most 4096);
     `page_size` the slots of a page; `pages` the pages of each role's pool; `max_sequences` how many run at once;
     `speculate` the greatest draft width; `acceptance` `"coupled"` (the output does not depend on the drafter) or
     `"rejection"`; `dtype` what to compute in (default: the checkpoint's). A `preset` gives values for those left out.
     `plan`, a saved plan or its file, stands for all of these: its options are taken, and any difference between it and
     what this version makes of these checkpoints is an error.
-    `threads` sets PyTorch's threads for the whole process (default: PyTorch's own choice; 1 is best for tiny models).
+    `threads` is how many threads compute, PyTorch's for the whole process included (default: one for each core; 1 is
+    best for tiny models).
     `progress` shows bars for long work; by default on a terminal only.
 
     Raises CheckpointError, OptionError, BackendError, KernelSelectionError or PlanError, each a SlotwiseError, when

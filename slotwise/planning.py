@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from slotwise.core.backend import default_backend
 from slotwise.core.errors import CheckpointError, OptionError, PlanError
 from slotwise.core.specs import DType
 from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer, vocabulary_mismatch
 from slotwise.plans.compile import Identity, Observer, compile_plan
-from slotwise.plans.options import PlanOptions
+from slotwise.plans.options import PlanOptions, parse_preference
 from slotwise.plans.plan import Plan
-from slotwise.plans.presets import apply_preset
+from slotwise.plans.presets import apply_preset, read_preset
 from slotwise.plans.program import DRAFT, TARGET
 
 NGRAM = "ngram"
@@ -28,10 +29,15 @@ Drafter = LoadedModel | str | None
 
 
 def settle_options(preset: str | Path | None, given: Mapping[str, Any]) -> PlanOptions:
-    """The preset's options, or the defaults, with those that were given (not None) in place."""
+    """The preset's options, or the defaults, with those that were given (not None) in place.
+
+    Where neither names a backend, it is the machine's default.
+    """
     if preset is not None:
         check_path("preset", preset, "a name or the path of a TOML file")
-    options = PlanOptions() if preset is None else apply_preset(PlanOptions(), preset)
+    named = given.get("backend") is not None or (preset is not None and "backend" in read_preset(preset))
+    start = PlanOptions() if named else PlanOptions(backend=parse_preference(default_backend()))
+    options = start if preset is None else apply_preset(start, preset)
     return options.with_changes(**{name: value for name, value in given.items() if value is not None})
 
 

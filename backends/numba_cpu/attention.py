@@ -1,10 +1,10 @@
 """Attention over paged caches, and the cache write.
 
-Owns the kernels of `attention` and `write_slots`. What always holds: a row's queries of one K/V head are one piece of
-work; keys are taken in runs of `RUN` positions that start at multiples of it, and runs are added up in order, whoever
-computed them: so a row's bits depend on its query and its sequence's keys and values up to it alone, not on other rows,
-other sequences, pages or threads. Softmax is float32, run by run (Milakov and Gimelshein, 2018; splitting the keys among
-threads is Flash-Decoding's: Dao, Haziza, Massa and Sizov, 2023).
+Owns the kernels of `attention` and `write_slots`. What always holds: a row's queries of one K/V head are one
+piece of work; keys are taken in runs of `RUN` positions that start at multiples of it, and runs are added up in order,
+whoever computed them: so a row's bits depend on its query and its sequence's keys and values up to it alone, not on
+other rows, other sequences, pages or threads. Softmax is float32, run by run (Milakov and Gimelshein, 2018; keys are
+split among threads as in Flash-Decoding: Dao, Haziza, Massa and Sizov, 2023).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import torch
 from slotwise.backends.numba_cpu.calls import Call, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_floats
+from slotwise.backends.numba_cpu.machine import LANES
 from slotwise.backends.numba_cpu.memory import (
     ONE,
     ZERO,
+    as_int64,
     call_8,
     device,
     double_of_bits,
@@ -36,7 +38,7 @@ from slotwise.backends.numba_cpu.memory import (
 )
 from slotwise.backends.numba_cpu.products import packed_width, products_function
 from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, MAX_THREADS, next_chunk, share
-from slotwise.backends.numba_cpu.vectors import BF16, BLOCK, F32, ITEMSIZE, LANES, mix_block, pack_row
+from slotwise.backends.numba_cpu.vectors import BF16, BLOCK, F32, ITEMSIZE, mix_block, pack_row
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
 from slotwise.core.specs import dim_size
@@ -50,7 +52,7 @@ HEADS = 6
 """Query heads that share one pass over keys and values, at most: as many rows as a tile of products has."""
 
 FEW_PIECES = 32
-"""Pieces of work below which runs are handed out one by one, so that few heads and a long sequence still keep all busy."""
+"""Pieces of work below which runs are handed out one by one: few heads and a long sequence still keep all busy."""
 
 _LANE_BYTES, _BLOCK_BYTES = LANES * 4, BLOCK * 4
 
@@ -113,7 +115,7 @@ def _scores_of_run(
     while position < last:
         page, inside = position // page_size, position % page_size
         together = min(page_size - inside, last - position)
-        key = cache + (np.int64(table[page]) * page_size + inside) * stride
+        key = cache + (as_int64(table[page]) * page_size + inside) * stride
         at = scores + (position % RUN) * 4
         call_8(products, (heads, queries, key, stride, head_dim, together, at, RUN * 4))
         position += together
@@ -141,7 +143,7 @@ def _mix_run(
     while position < last:
         page, inside = position // page_size, position % page_size
         together = min(page_size - inside, last - position)
-        value = cache + (np.int64(table[page]) * page_size + inside) * stride
+        value = cache + (as_int64(table[page]) * page_size + inside) * stride
         weight = weights + (position % RUN) * 4
         for block in range(head_dim // BLOCK):
             at = value + block * BLOCK * item
@@ -181,7 +183,7 @@ def _sight(field: Any, row: int, sequence: int) -> tuple[int, int, int]:
         return sequence, 0, 0
     while row >= row_start[sequence + 1]:
         sequence += 1
-    end = np.int64(kv_len[sequence]) - (np.int64(row_start[sequence + 1]) - row) + 1
+    end = as_int64(kv_len[sequence]) - (as_int64(row_start[sequence + 1]) - row) + 1
     return sequence, max(0, end - window) if window > 0 else 0, end
 
 
@@ -302,7 +304,7 @@ def _attention(kind: int, capped: bool) -> Address:
         own = field[_SCRATCH] + thread * field[_OWN]
         found = own + HEADS * (wide + RUN) * 4
         sums = found + HEADS * (wide + 2) * 4
-        sequence = np.int64(0)
+        sequence = 0
         while True:
             piece = next_chunk(call)
             if piece >= field[_PIECES]:
@@ -330,10 +332,11 @@ def _attention_by_run(kind: int, capped: bool) -> Address:
         wide = (field[_HEAD_DIM] + BLOCK - 1) // BLOCK * BLOCK
         own = field[_SCRATCH] + thread * field[_OWN]
         partial = field[_SCRATCH] + MAX_THREADS * field[_OWN]
-        pieces, longest = field[_PIECES], np.int64(0)
+        pieces = field[_PIECES]
+        longest: Any = 0
         kv_len = int32s(field[_KV_LEN], field[_BATCH])
         for b in range(field[_BATCH]):
-            longest = max(longest, np.int64(kv_len[b]))
+            longest = max(longest, as_int64(kv_len[b]))
         if longest > field[_COLUMNS] * field[_PAGE_SIZE]:
             int64s(call, FIRST_FIELD)[FAULT] = 1
             return
@@ -387,7 +390,7 @@ def _write_slots(kind: int) -> Address:
         slots = int32s(field[4], rows)
         first, last = share(rows, thread, threads)
         for row in range(first, last):
-            slot = np.int64(slots[row])
+            slot = as_int64(slots[row])
             if slot < 0 or slot >= all_slots:
                 int64s(call, FIRST_FIELD)[FAULT] = 1
                 continue

@@ -36,7 +36,7 @@ _alive: list[Any] = []
 
 @functools.cache
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: in `$SLOTWISE_CACHE`, else in the user's cache folder, else in a temporary one."""
+    """Where compiled kernels are kept: `$SLOTWISE_CACHE`, else the user's cache folder, else a temporary one."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -92,7 +92,7 @@ def compile_kernel(function: Callable[..., None], arguments: tuple[types.Type, .
 
     Its free variables must be plain numbers: they become constants, and part of what a kernel on disk is known by.
     """
-    kernel = CFunc(function, (arguments, types.void), {}, dict(_OPTIONS))
+    kernel: Any = CFunc(function, (arguments, types.void), {}, dict(_OPTIONS))
     kernel._cache = _Cache(function)
     # Two processes that start together compile a kernel once: the second finds it on disk.
     with open(cache_folder() / f"{function.__module__}.{function.__name__}.lock", "w") as turn:

@@ -1,7 +1,7 @@
 """Which numbers these kernels compute with.
 
-Owns `kind_of`, `given` and the refusals that most kernels share. What always holds: float32, bf16 and fp16 are taken, and float64
-is refused, since sums are kept in float32.
+Owns `kind_of`, `given` and the refusals that most kernels share. What always holds: float32, bf16 and fp16 are taken,
+and float64 is refused, since sums are kept in float32.
 """
 
 from __future__ import annotations

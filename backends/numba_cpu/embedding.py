@@ -15,7 +15,7 @@ import torch
 from slotwise.backends.numba_cpu.calls import Call, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_floats
-from slotwise.backends.numba_cpu.memory import double_of_bits, elements, int32s, int64s, narrow, widen
+from slotwise.backends.numba_cpu.memory import as_int64, double_of_bits, elements, int32s, int64s, narrow, widen
 from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE
 from slotwise.core.backend import Kernel, Launch, Tensors
@@ -35,7 +35,7 @@ def _gather(kind: int) -> Address:
         ids = int32s(field[0], rows)
         first, last = share(rows, thread, threads)
         for row in range(first, last):
-            source_row = np.int64(ids[row])
+            source_row = as_int64(ids[row])
             if source_row < 0 or source_row >= size:
                 int64s(call, FIRST_FIELD)[FAULT] = 1
                 continue

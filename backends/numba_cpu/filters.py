@@ -1,7 +1,7 @@
 """Temperature, top-k, top-p and min-p.
 
-Owns the kernel of `filter_logits`. What always holds: a row is one thread's; the k-th greatest is found by counting bits
-from the top, and the order of equals is that of their tokens, so no sort decides what the op leaves open.
+Owns the kernel of `filter_logits`. What always holds: a row is one thread's; the k-th greatest is found by counting
+bits from the top, and the order of equals is that of their tokens, so no sort decides what the op leaves open.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from slotwise.backends.numba_cpu.calls import Call, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given
 from slotwise.backends.numba_cpu.memory import (
+    as_int64,
     device,
     exp,
     float_bits,
@@ -38,24 +39,24 @@ _COUNTS = _DIGITS * 4
 
 
 @device
-def _rank(value: np.float32) -> int:
+def _rank(value: np.float32) -> Any:
     """An integer in 0 .. 2**32 that orders as the numbers do."""
-    bits = np.int64(float_bits(value))
+    bits = as_int64(float_bits(value))
     return (~bits & 0xFFFFFFFF) if bits < 0 else (bits | 0x80000000)
 
 
 @device
-def _value(rank: int) -> np.float32:
+def _value(rank: int) -> Any:
     """The number with that rank."""
     bits = (rank & 0x7FFFFFFF) if rank & 0x80000000 else (~rank & 0xFFFFFFFF)
     return float_of_bits(np.int32(bits))
 
 
 @device
-def kth_greatest(row: Any, size: int, k: int) -> np.float32:
+def kth_greatest(row: Any, size: int, k: int) -> Any:
     """The k-th greatest of a row, k from 1: eight bits at a time from the top."""
     counts = int32s(stack_memory(_COUNTS), _DIGITS)
-    prefix, left = np.int64(0), np.int64(k)
+    prefix, left = 0, as_int64(k)
     for level in range(4):
         shift = 24 - 8 * level
         for digit in range(_DIGITS):
@@ -74,7 +75,7 @@ def kth_greatest(row: Any, size: int, k: int) -> np.float32:
 
 @device
 def _sort_descending(order: Any, spare: Any, row: Any, count: int) -> None:
-    """Sort `count` tokens in `order` by their scores, greatest first; equals keep their order (four counting passes)."""
+    """Sort `count` tokens in `order` by score, greatest first; equals keep their order (four counting passes)."""
     counts = int32s(stack_memory(_COUNTS), _DIGITS)
     for level in range(4):
         shift = 8 * level
@@ -128,11 +129,11 @@ def _filter() -> Address:
         for r in range(first, last):
             logits, row = floats(field[0] + r * size * 4, size), floats(field[5] + r * size * 4, size)
             if temperature[r] == np.float32(0.0):
-                best, at = logits[0], np.int64(0)
+                best, at = logits[0], 0
                 for i in range(1, size):
                     # A NaN, once met, stays the greatest: its row must not look like one that can be sampled.
                     if logits[i] > best or (logits[i] != logits[i] and best == best):
-                        best, at = logits[i], np.int64(i)
+                        best, at = logits[i], as_int64(i)
                 for i in range(size):
                     row[i] = _LOWEST
                 row[at] = best * np.float32(0.0)

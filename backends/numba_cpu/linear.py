@@ -317,7 +317,7 @@ def _bind_logits(
     by_panels: bool, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
 ) -> Launch:
     x, weight, _ = _split(op, inputs, attrs)
-    own = (*outputs, float(attrs["softcap"]))
+    own: tuple[Field, ...] = (*outputs, float(attrs["softcap"]))
     return _product(by_panels, op, _logits(), x, weight, len(weight.stored), workspace, own)
 
 

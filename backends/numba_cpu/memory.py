@@ -14,9 +14,8 @@ import numpy as np
 from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from slotwise.backends.numba_cpu.vectors import BF16, F16, F32, fma, literals
+from slotwise.backends.numba_cpu.vectors import BF16, F16, F32, fma, intrinsic, literals
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -50,6 +49,14 @@ _float_pointer, _int32_pointer, _int64_pointer = (_pointer_to(t) for t in (types
 _byte_pointer, _signed_pointer = _pointer_to(types.uint8), _pointer_to(types.int8)
 
 
+def _as_int64(value: Any) -> Any:
+    return np.int64(value)
+
+
+as_int64: Any = device(_as_int64)
+"""An int32 as the int64 that addresses and counts are."""
+
+
 @device
 def floats(address: int, count: int) -> Any:
     """The float32 array at `address`."""
@@ -80,7 +87,7 @@ def signed_bytes(address: int, count: int) -> Any:
     return carray(_signed_pointer(address), count)
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def _element_pointer(typing: Any, kind: Any, address: Any) -> Any:
     known = literals(kind)
     if known is None:
@@ -98,7 +105,7 @@ def elements(kind: int, address: int, count: int) -> Any:
     return carray(_element_pointer(kind, address), count)
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def widen(typing: Any, kind: Any, stored: Any) -> Any:
     """The float32 value of one stored element."""
     known = literals(kind)
@@ -118,7 +125,7 @@ def widen(typing: Any, kind: Any, stored: Any) -> Any:
     return types.float32(kind, _ELEMENT[kind_value]), generate
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def narrow(typing: Any, kind: Any, value: Any) -> Any:
     """A float32 value as a stored element, rounded to nearest even; NaN stays NaN."""
     known = literals(kind)
@@ -172,7 +179,7 @@ def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def stack_memory(typing: Any, count: Any) -> Any:
     """Address of `count` bytes of the caller's stack, uninitialised."""
     known = literals(count)
@@ -203,12 +210,12 @@ def _caller(count: int) -> Any:
 
 
 call_3, call_5, call_8, call_9 = (_caller(count) for count in (3, 5, 8, 9))
-"""Call the compiled function at an address with that many int64, given as a tuple: big functions are compiled once so."""
+"""Call the compiled function at an address with that many int64, given as a tuple: so a big one is compiled once."""
 
 
 @device
 def exp(x: np.float32) -> np.float32:
-    """e**x to about one unit in the last place; 0 below -87, NaN for NaN (Cephes' expf: range reduction, polynomial)."""
+    """e**x to about a unit in the last place; 0 below -87, NaN for NaN (as Cephes' expf: reduced range, polynomial)."""
     inside = min(x, _EXP_HIGH)
     shifted = multiply_add(inside, _LOG2_E, _ROUNDER)
     n = shifted - _ROUNDER

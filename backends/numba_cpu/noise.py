@@ -1,7 +1,7 @@
 """Counter-based random numbers: Philox-4x32-10, as `core/ops/noise.py` defines them.
 
-Owns `noise_block`. What always holds: every step is integer arithmetic or exact in float32, so the bits are those of the
-op's definition.
+Owns `noise_block`. What always holds: every step is integer arithmetic or exact in float32, so the bits are those of
+the op's definition.
 """
 
 from __future__ import annotations

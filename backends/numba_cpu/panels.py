@@ -13,14 +13,24 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
+from slotwise.backends.numba_cpu.machine import LANES
 from slotwise.backends.numba_cpu.memory import ZERO, device, elements, floats, widen
 from slotwise.backends.numba_cpu.products import CHUNK, TILE_ROWS, tile_rows
 from slotwise.backends.numba_cpu.products_q import INT8, widen_quantised
 from slotwise.backends.numba_cpu.threads import MAX_THREADS
-from slotwise.backends.numba_cpu.vectors import ITEMSIZE, LANES, Builder, Loop, fma, int64, literals, load, store
+from slotwise.backends.numba_cpu.vectors import (
+    ITEMSIZE,
+    Builder,
+    Loop,
+    fma,
+    int64,
+    intrinsic,
+    literals,
+    load,
+    store,
+)
 from slotwise.core.ops.linear_q import GROUP
 
 PANEL = 2 * LANES
@@ -81,7 +91,7 @@ def _transposed(builder: Builder, rows: list[Any]) -> list[Any]:
 
 
 def _swap(lane: int, distance: int, offset: int) -> int:
-    """Where lane `lane` of a half-transposed row comes from: 0 to 7 are the first vector's lanes, 8 to 15 the second's."""
+    """Where a lane of a half-transposed row comes from: 0 to 7 are the first vector's lanes, 8 to 15 the second's."""
     base = (lane & ~distance) + offset
     return base + 8 if lane & distance else base
 
@@ -100,7 +110,7 @@ def _transpose(typing: Any, source: Any, stride: Any, target: Any, target_stride
     return types.void(*([types.int64] * 4)), generate
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def _multiply_panel(typing: Any, rows: Any, x: Any, panel: Any, depth: Any, sums: Any, stride: Any) -> Any:
     """`sums[t, n] += x[k, t] * panel[k, n]` for k below `depth`, in order; `sums` rows are `stride` bytes apart."""
     known = literals(rows)

@@ -130,7 +130,7 @@ def _single(kind: int, rows: int, packed: int, weight: int, width: int, out: int
 
 @functools.cache
 def products_function(kind: int) -> Address:
-    """`out[t, n]` for a tile of rows and `count` weights: (rows, packed, weight, stride, width, count, out, out stride).
+    """`out[t, n]` for a tile and `count` weights: (rows, packed, weight, stride, width, count, out, out stride).
 
     The weights are read as two streams (four for one row), each of neighbours: processors fetch ahead along a few long
     streams far better than along many short ones.

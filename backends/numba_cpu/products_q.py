@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba import int64 as int64_type
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.machine import HAS_AVX2, HAS_VNNI
@@ -42,6 +41,7 @@ from slotwise.backends.numba_cpu.vectors import (
     Loop,
     fma,
     int64,
+    intrinsic,
     literals,
     load,
     prefetch,
@@ -178,7 +178,7 @@ def _codes_of_group(builder: Builder, form: int, address: Any) -> Any:
     return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, GROUP), list(range(GROUP))))
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def quantised_tile(
     typing: Any,
     form: Any,
@@ -202,6 +202,8 @@ def quantised_tile(
         return None
     stored, n_columns, n_rows = known
     group_bytes = GROUP if stored == INT8 else GROUP // 2
+    # Groups whose products of scales are made ahead, and groups a turn: what was fastest for few rows and for many.
+    batch_size, unrolled = (64, 2) if n_rows <= 2 else (OCTET, OCTET)
 
     def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
         codes, scale, offset, step, x, groups, out, out_stride = arguments[3:]
@@ -213,22 +215,23 @@ def quantised_tile(
         high = builder.add(builder.and_(groups, int64(-OCTET)), int64(OCTET))
         scales_at = builder.add(x, builder.mul(groups, int64(n_rows * GROUP)))
         sums_at = builder.add(scales_at, builder.mul(high, int64(n_rows * 4)))
-        products = cgutils.alloca_once(builder, ir.ArrayType(_F8, n_rows * n_columns))
+        products = cgutils.alloca_once(builder, ir.ArrayType(_F8, n_rows * n_columns * batch_size // OCTET))
         products.align = 32
         products_at = builder.ptrtoint(products, ir.IntType(64))
 
-        def octet(first: Any, factors: list[Any]) -> None:
-            """Products of weights' and activations' scales for eight groups, onto the stack."""
+        def octet(first: Any, factors: list[Any], place: Any) -> None:
+            """Products of weights' and activations' scales for eight groups, onto the stack from `place` on."""
             wide = [builder.fpext(load(builder, _H8, factor), _F8) for factor in factors]
             for t in range(n_rows):
                 at = builder.add(scales_at, builder.mul(builder.add(builder.mul(high, int64(t)), first), int64(4)))
                 activation = load(builder, _F8, at)
                 for n in range(n_columns):
                     product = builder.fmul(wide[n], activation)
-                    store(builder, product, products_at, 32 * (t * n_columns + n))
+                    into = builder.add(products_at, builder.mul(place, int64(4)))
+                    store(builder, product, into, 4 * batch_size * (t * n_columns + n))
 
         def add_group(sums: list[Any], group: Any, place: Any) -> list[Any]:
-            """Add the products of one group, whose scales are at `place` (in bytes) of the octet."""
+            """Add the products of one group, whose scales are at `place` (in bytes) of the batch."""
             found = list(sums)
             row_at = builder.add(x, builder.mul(group, int64(n_rows * GROUP)))
             rows = [load(builder, _CODES, row_at, GROUP * t) for t in range(n_rows)]
@@ -240,7 +243,7 @@ def quantised_tile(
                 for t in range(n_rows):
                     product = product_of_codes if stored == INT8 else sum_of_fours
                     whole = builder.sitofp(product(builder, weight, rows[t]), _F8)
-                    at = builder.add(builder.add(products_at, place), int64(32 * (t * n_columns + n)))
+                    at = builder.add(builder.add(products_at, place), int64(4 * batch_size * (t * n_columns + n)))
                     scalar = load(builder, ir.FloatType(), at)
                     vector = builder.insert_element(ir.Constant(_F8, ir.Undefined), scalar, ir.Constant(_I32, 0))
                     spread = builder.shuffle_vector(vector, vector, zeros)
@@ -266,21 +269,27 @@ def quantised_tile(
 
         whole = builder.and_(groups, int64(-OCTET))
         rest = builder.sub(groups, whole)
-        with Loop(builder, whole, OCTET, [splat(_F8, 0.0)] * (n_rows * n_columns)) as loop:
-            for n in range(n_columns):
-                ahead = builder.add(weights[n], builder.mul(loop.index, int64(group_bytes)))
-                for line in range(0, OCTET * group_bytes, 64):
-                    prefetch(builder, builder.add(ahead, int64(AHEAD + line)))
-                scale_ahead = builder.add(factors[n], builder.mul(loop.index, int64(2)))
-                prefetch(builder, builder.add(scale_ahead, int64(AHEAD // 4)))
-            octet(loop.index, at_group(factors, loop.index))
-            sums = loop.carried
-            for place in range(OCTET):
-                sums = add_group(sums, builder.add(loop.index, int64(place)), int64(4 * place))
-            loop.next = sums
+        with Loop(builder, whole, batch_size, [splat(_F8, 0.0)] * (n_rows * n_columns)) as batch:
+            left = builder.sub(whole, batch.index)
+            some = builder.select(builder.icmp_signed("<", left, int64(batch_size)), left, int64(batch_size))
+            with Loop(builder, some, OCTET, []) as octets:
+                first = builder.add(batch.index, octets.index)
+                octet(first, at_group(factors, first), octets.index)
+            with Loop(builder, some, unrolled, batch.carried) as loop:
+                sums = loop.carried
+                first = builder.add(batch.index, loop.index)
+                for n in range(n_columns):
+                    ahead = builder.add(weights[n], builder.mul(first, int64(group_bytes)))
+                    for line in range(0, unrolled * group_bytes, 64):
+                        prefetch(builder, builder.add(ahead, int64(AHEAD + line)))
+                for place in range(unrolled):
+                    at = builder.mul(builder.add(loop.index, int64(place)), int64(4))
+                    sums = add_group(sums, builder.add(first, int64(place)), at)
+                loop.next = sums
+            batch.next = loop.result
         octet_edges = edge_of(factors, whole, rest)
-        octet(whole, octet_edges)
-        with Loop(builder, rest, 1, loop.result) as tail:
+        octet(whole, octet_edges, int64(0))
+        with Loop(builder, rest, 1, batch.result) as tail:
             tail.next = add_group(tail.carried, builder.add(whole, tail.index), builder.mul(tail.index, int64(4)))
         totals = [sum_lanes(builder, each) for each in tail.result]
         if stored != INT8:

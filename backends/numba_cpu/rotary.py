@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from slotwise.backends.numba_cpu.calls import Call, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_floats
-from slotwise.backends.numba_cpu.memory import device, elements, floats, int32s, int64s, narrow, widen
+from slotwise.backends.numba_cpu.memory import as_int64, device, elements, floats, int32s, int64s, narrow, widen
 from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
@@ -50,7 +49,7 @@ def _rotary(kind: int) -> Address:
         first, last = share(rows * heads, thread, threads)
         for piece in range(first, last):
             row, head = piece // heads, piece % heads
-            position = np.int64(positions[row])
+            position = as_int64(positions[row])
             if position < 0 or position >= known:
                 int64s(call, FIRST_FIELD)[FAULT] = 1
                 continue
@@ -80,7 +79,7 @@ def _rotary_write(kind: int) -> Address:
         first, last = share(rows * heads, thread, threads)
         for piece in range(first, last):
             row, head = piece // heads, piece % heads
-            position, slot = np.int64(positions[row]), np.int64(slots[row])
+            position, slot = as_int64(positions[row]), as_int64(slots[row])
             if position < 0 or position >= known or slot < 0 or slot >= all_slots:
                 int64s(call, FIRST_FIELD)[FAULT] = 1
                 continue

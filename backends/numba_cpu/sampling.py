@@ -1,8 +1,8 @@
 """From logits to tokens.
 
-Owns the kernels of `greedy`, `sample`, `accept_coupled` and `accept_rejection`; `filter_logits` is in `filters.py`. What
-always holds: a row is one thread's; a row whose greatest value is not finite is not ok, NaN included; noise is drawn only
-for tokens that can still win, which cannot change who does.
+Owns the kernels of `greedy`, `sample`, `accept_coupled` and `accept_rejection`; `filter_logits` is in `filters.py`.
+What always holds: a row is one thread's; a row whose greatest value is not finite is not ok, NaN included; noise is
+drawn only for tokens that can still win, which cannot change who does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slotwise.backends.numba_cpu.calls import Call, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given
 from slotwise.backends.numba_cpu.filters import FILTER_LOGITS
-from slotwise.backends.numba_cpu.memory import bytes_at, device, floats, int32s, int64s, stack_memory
+from slotwise.backends.numba_cpu.memory import as_int64, bytes_at, device, floats, int32s, int64s, stack_memory
 from slotwise.backends.numba_cpu.noise import noise_block
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, share
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
@@ -37,12 +37,12 @@ _LOWEST = np.float32(-np.inf)
 @device
 def _best_of(row: Any, size: int) -> tuple[int, bool]:
     """The first of the greatest entries, and whether it is finite: a NaN counts as the greatest of all."""
-    best, at = row[0], np.int64(0)
+    best, at = row[0], 0
     nan = row[0] != row[0]
     for i in range(1, size):
         value = row[i]
         if value > best:
-            best, at = value, np.int64(i)
+            best, at = value, as_int64(i)
         nan = nan or value != value
     return at, not nan and best > _LOWEST and best < np.float32(np.inf)
 
@@ -53,12 +53,12 @@ def _gumbel(noise: np.float32) -> np.float32:
 
 
 @device
-def _draw(row: Any, size: int, seed: int, position: int, stream: int) -> int:
+def _draw(row: Any, size: int, seed: int, position: int, stream: int) -> Any:
     """The token with the greatest score plus noise; `row` has a finite greatest value."""
     at, _ = _best_of(row, size)
     uniform = floats(stack_memory(16), 4)
     noise_block(seed, position, at // 4, stream, uniform)
-    best, token = row[at] + _gumbel(uniform[at % 4]), np.int64(at)
+    best, token = row[at] + _gumbel(uniform[at % 4]), as_int64(at)
     for block in range((size + 3) // 4):
         first, last = block * 4, min(size, block * 4 + 4)
         highest = row[first]
@@ -70,7 +70,7 @@ def _draw(row: Any, size: int, seed: int, position: int, stream: int) -> int:
         for i in range(first, last):
             value = row[i] + _gumbel(uniform[i - first])
             if value > best or (value == best and i < token):
-                best, token = value, np.int64(i)
+                best, token = value, as_int64(i)
     return token
 
 
@@ -149,7 +149,7 @@ def _accept_rejection() -> Address:
         begin, end = share(batch, thread, threads)
         for b in range(begin, end):
             accepted[b], following[b], ok[b] = 0, 0, 1
-            first, last = np.int64(row_start[b]), np.int64(row_start[b + 1])
+            first, last = as_int64(row_start[b]), as_int64(row_start[b + 1])
             if first == last:
                 continue
             stop, refused = last - 1, False

@@ -12,6 +12,7 @@ import functools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from slotwise.backends.numba_cpu.compiled import compile_kernel
 from slotwise.backends.numba_cpu.machine import physical_cores
 from slotwise.backends.numba_cpu.memory import call_3, device, int64s
+from slotwise.backends.numba_cpu.vectors import intrinsic
 
 MAX_THREADS = 64
 """Most threads of a pool: kernels reserve scratch memory for so many."""
@@ -32,7 +33,7 @@ FIELDS = 64
 """int64 words of a call's record."""
 
 FUNCTION, FAULT, COUNTER, FIRST_FIELD = 0, 1, 2, 8
-"""Words of a record: the kernel's address, what it found wrong (0: nothing), chunks taken, and its own fields' first."""
+"""Words of a record: the kernel's address, what it found wrong (0: nothing), chunks taken, its first own field."""
 
 # Words of the control block, a cache line apart, for each is written by one thread and watched by others.
 _EPOCH, _ARRIVED, _GENERATION, _STOP, _SLEEPERS, _TABLE, _CALLS, _FAULT = (8 * i for i in range(8))
@@ -185,7 +186,12 @@ def _prepare(control: int) -> None:
 @functools.cache
 def _entry(name: str) -> Any:
     """A function of this file, compiled, as Python can call it without holding the interpreter."""
-    function, count = {"work": (_work, 3), "start": (_start, 4), "prepare": (_prepare, 1)}[name]
+    entries: dict[str, tuple[Callable[..., None], int]] = {
+        "work": (_work, 3),
+        "start": (_start, 4),
+        "prepare": (_prepare, 1),
+    }
+    function, count = entries[name]
     address = compile_kernel(function, (types.int64,) * count)
     return ctypes.CFUNCTYPE(None, *([ctypes.c_int64] * count))(address)
 
@@ -242,7 +248,7 @@ _making = threading.Lock()
 
 
 def pool(threads: int | None = None) -> Pool:
-    """The process's pool of `threads` threads; by default as many as the machine has cores, but no more than PyTorch."""
+    """The process's pool of `threads` threads; by default one for each core, but no more than PyTorch has."""
     wanted = min(threads or min(physical_cores(), torch.get_num_threads()), MAX_THREADS)
     with _making:
         if wanted not in _pools:

@@ -1,22 +1,24 @@
 """Vector code that Numba's compiler would not find by itself, written as LLVM instructions.
 
 Owns the intrinsics that read, widen, multiply and sum vectors. What always holds: every sum runs over `LANES` lanes in
-one fixed order, whichever tile it is part of, and every multiply-add is fused: so a result has the same bits however many
-rows or weights share a tile. Addresses are int64; no alignment is assumed.
+one fixed order, whichever tile it is part of, and every multiply-add is fused: so a result has the same bits however
+many rows or weights share a tile. Addresses are int64; no alignment is assumed.
 
 An element *kind* says how a number is stored: `F32`, `BF16` or `F16`. A *block* is 2 `LANES` elements, widened to two
-float32 vectors: for bf16 the even and the odd elements (a shift and a mask, no shuffle), else the first and second half.
+float32 vectors: for bf16 the even and the odd elements (a shift and a mask, no shuffle), else the first and second
+half.
 A *packed* row is float32 in blocks of that order, padded with zeros to whole blocks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as numba_intrinsic
 
 from slotwise.backends.numba_cpu.machine import LANES
 from slotwise.core.specs import DType
@@ -38,6 +40,11 @@ _VI = ir.VectorType(_I32, LANES)
 _VH = ir.VectorType(_HALF, LANES)
 
 Builder = Any
+
+
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """An intrinsic that is told the values of arguments that are constants; see `literals`."""
+    return numba_intrinsic(prefer_literal=True)(function)
 
 
 def int64(value: int) -> ir.Constant:
@@ -166,7 +173,7 @@ def copy_bytes(builder: Builder, target: Any, source: Any, count: Any) -> None:
         store(builder, load(builder, _I8, builder.add(source, loop.index)), builder.add(target, loop.index))
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def pack_row(typing: Any, kind: Any, source: Any, count: Any, target: Any, stride: Any) -> Any:
     """Widen the `count` elements of `kind` at `source` into blocks at `target`, `stride` bytes apart."""
     known = literals(kind)
@@ -197,7 +204,7 @@ def pack_row(typing: Any, kind: Any, source: Any, count: Any, target: Any, strid
     return types.void(kind, *([types.int64] * 4)), generate
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def dot_tile(
     typing: Any,
     kind: Any,
@@ -213,8 +220,8 @@ def dot_tile(
 ) -> Any:
     """Dot products of `rows` packed rows with `columns` stored rows of `count` elements.
 
-    `out[t, n]` = sum over k of `x[t, k]` * `weight[n, k]`, float32; strides and the step from n to n + 1 are in bytes. Block k of row t of `x` is at
-    `(k * rows + t) * 8 LANES`. Every weight is read once.
+    `out[t, n]` = sum over k of `x[t, k]` * `weight[n, k]`, float32; strides and the step from n to n + 1 are in bytes.
+    Block k of row t of `x` is at `(k * rows + t) * 8 LANES`. Every weight is read once.
     """
     known = literals(kind, columns, rows)
     if known is None:
@@ -273,7 +280,7 @@ def dot_tile(
     return types.void(*arguments), generate
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def sum_of_squares(typing: Any, kind: Any, source: Any, count: Any) -> Any:
     """The sum of the squares of `count` elements, float32."""
     known = literals(kind)
@@ -311,7 +318,7 @@ def sum_of_squares(typing: Any, kind: Any, source: Any, count: Any) -> Any:
     return types.float32(kind, types.int64, types.int64), generate
 
 
-@intrinsic(prefer_literal=True)
+@intrinsic
 def mix_block(
     typing: Any,
     kind: Any,
@@ -323,10 +330,10 @@ def mix_block(
     weights_stride: Any,
     sums: Any,
 ) -> Any:
-    """Add weighted values to one block of `rows` sums: `sums[r] += weights[r, i] * values[i]` for i below `count`, in order.
+    """Add weighted values to one block of `rows` sums: `sums[r] += weights[r, i] * values[i]`, for i below `count`.
 
-    `values` is the block of the first of `count` stored rows, `stride` bytes apart; `weights` are float32, the next row's
-    `weights_stride` bytes on; block r of `sums` is packed, at `r * 8 LANES`.
+    `values` is the block of the first of `count` stored rows, `stride` bytes apart; `weights` are float32, the next
+    row's `weights_stride` bytes on; block r of `sums` is packed, at `r * 8 LANES`.
     """
     known = literals(kind, rows)
     if known is None:

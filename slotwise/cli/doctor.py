@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import slotwise
-from slotwise.core.backend import backend_names, load_backend
+from slotwise.core.backend import backend_names, default_backend, load_backend
 from slotwise.core.errors import SlotwiseError
 
 PACKAGES = (
@@ -25,7 +25,7 @@ PACKAGES = (
     ("safetensors", None, "pip install safetensors"),
     ("tokenizers", None, "pip install tokenizers"),
     ("jinja2", None, "pip install jinja2"),
-    ("numba", "numba_cpu", "pip install numba"),
+    ("numba", None, "pip install numba"),
     ("triton", "cuda_triton", "pip install triton"),
     ("numba-cuda", "numba_cuda", "pip install 'numba-cuda[cu13]'"),
 )
@@ -55,7 +55,8 @@ def run(parsed: argparse.Namespace) -> int:
                 print(f"{package:<11} missing, {backend or 'Slotwise'} needs it: {command}")
     print("backends")
     for name in backend_names():
-        print(f"  {name:<12} {_backend(name)}")
+        chosen = ", the default here" if name == default_backend() else ""
+        print(f"  {name:<12} {_backend(name)}{chosen}")
     return 0
 
 

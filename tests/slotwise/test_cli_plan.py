@@ -101,7 +101,7 @@ def test_verify_says_what_was_checked(run: Run, saved: Path, stories: Path) -> N
         done = run("plan", "verify", source, *options)
         assert (done.code, done.err) == (0, "")
         assert done.out.startswith("verified: ")
-        assert "steps proved in bounds, backends reference" in done.out
+        assert "steps proved in bounds, backends numba_cpu" in done.out
 
 
 def broken(saved: Path, how: str) -> str:
