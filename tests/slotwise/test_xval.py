@@ -14,6 +14,7 @@ from slotwise import Plan, crossvalidate
 from slotwise.core.backend import Backend, load_backend
 from slotwise.core.errors import BackendError, OptionError
 from slotwise.core.ops import contracts
+from slotwise.core.validate import cases_of
 from slotwise.inspect.crossvalidate import CrossValidation
 from slotwise.inspect.waivers import Waiver, read_waivers
 from slotwise.planning import plan_model
@@ -37,12 +38,17 @@ def found(planted: Backend) -> CrossValidation:
     return crossvalidate(backends=[planted, "reference"], ops="add")
 
 
-def test_the_reference_passes_every_case_of_every_op() -> None:
-    done = crossvalidate(backends="reference", timed=False, dtypes="f32")
+def test_every_op_is_tried_on_every_case() -> None:
+    wanted = {name: contract for name, contract in contracts().items() if not contract.logical}
+    assert {kernel.op for kernel in load_backend("reference").kernels} == wanted.keys()
+    # These take long, and tests/backends has every kernel; that they are found is seen without running them.
+    quick = [name for name in wanted if name != "attention" and not name.endswith("_q")]
+    done = crossvalidate(backends="reference", ops=quick, timed=False, dtypes="f32")
     assert done.passed
-    runnable = {kernel.op for kernel in load_backend("reference").kernels}
-    assert {check.op for check in done.checks} == runnable
-    assert runnable == {name for name, contract in contracts().items() if not contract.logical}
+    for name in quick:
+        assert {check.case for check in done.checks if check.op == name} == {
+            case.name for case in cases_of(wanted[name])
+        }
     assert {check.check for check in done.checks} == {"oracle", "rows"}
 
 
@@ -117,10 +123,10 @@ def test_a_waiver_file_that_says_too_little_is_refused(tmp_path: Path, text: str
 
 
 def test_filters_choose_and_a_filter_that_matches_nothing_is_refused() -> None:
-    done = crossvalidate(backends="reference", ops="lin*", dtypes=["bf16"], cases="odd sizes", timed=False)
+    cases = ["odd sizes", "ragged rows"]
+    done = crossvalidate(backends="reference", ops=["linea?", "add"], dtypes=["bf16"], cases=cases, timed=False)
     assert {check.dtype for check in done.checks} == {"bf16"}
-    assert {check.case for check in done.checks} == {"odd sizes"}
-    assert len({check.op for check in done.checks}) > 1
+    assert {(check.op, check.case) for check in done.checks} == {("linear", "odd sizes"), ("add", "ragged rows")}
     with pytest.raises(OptionError, match=r"no op here matches .linaer. .did you mean .linear"):
         crossvalidate(backends="reference", ops="linaer")
     with pytest.raises(OptionError, match="no case here matches 'nowhere'"):
