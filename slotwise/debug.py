@@ -81,7 +81,7 @@ def attach(engine: Engine, write: Callable[[str], None] = say) -> None:
     if asked >= 2:
         clock = OpClock(engine.plan)
         engine.executor.probe = clock.add
-        atexit.register(lambda: clock.calls and write(str(clock)))
+        atexit.register(lambda: write(str(clock)) if clock.calls else None)
 
 
 class LedgerPrinter(Observer):

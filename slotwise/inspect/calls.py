@@ -7,6 +7,7 @@ an argument's name says what it holds; every tensor is dense and row-major, as t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -100,12 +101,12 @@ class _Draw:
             return normal.float().double() * 3
         if name in ("scale", "offset"):
             # One number a group of 32; codes of 8 bits are some 70 in size, of 4 bits some 5.
-            size = (32 * shape[-1]) ** -0.5
+            size = math.sqrt(1 / (32 * shape[-1]))
             return normal * size * (0.5 if name == "offset" else 1 / 70 if self._node.attr("bits") == 8 else 1 / 5)
         if not is_weight:
             return normal
         # Products of unit-variance rows with these have unit variance, whatever K is.
-        return 1 + 0.1 * normal if len(shape) == 1 else normal * (1.0 if name == "table" else shape[-1] ** -0.5)
+        return 1 + 0.1 * normal if len(shape) == 1 else normal * (1.0 if name == "table" else math.sqrt(1 / shape[-1]))
 
     def _integers(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         def below(limit: int) -> torch.Tensor:

@@ -228,11 +228,12 @@ def _plan_jobs(plan: Plan, backends: Sequence[Backend], are_named: bool, seed: i
 
 
 def _filtered(jobs: list[_Job], ops: Sequence[object], dtypes: Sequence[DType], cases: Sequence[object]) -> list[_Job]:
-    for word, patterns, name_of in (
+    namings: tuple[tuple[str, Sequence[object], Callable[[_Job], str]], ...] = (
         ("op", ops, lambda job: job.contract.name),
-        ("dtype", [d.value for d in dtypes], lambda job: job.dtype.value),
+        ("dtype", [dtype.value for dtype in dtypes], lambda job: job.dtype.value),
         ("case", cases, lambda job: job.case.name),
-    ):
+    )
+    for word, patterns, name_of in namings:
         if not patterns:
             continue
         names = sorted({name_of(job) for job in jobs})

@@ -69,7 +69,7 @@ def _table(checks: Iterable[Check], *, every_case: bool) -> Table:
         table.add_column(head, justify="left" if head in ("op", "backend:kernel", "dtype", "case") else "right")
     groups: dict[tuple[str, ...], list[Check]] = {}
     for check in checks:
-        key = (check.op, f"{check.backend}:{check.kernel}", check.dtype)
+        key: tuple[str, ...] = (check.op, f"{check.backend}:{check.kernel}", check.dtype)
         groups.setdefault((*key, check.case) if every_case else key, []).append(check)
     for key, group in groups.items():
         names = key if every_case else (*key, str(len({check.case for check in group})))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from slotwise.core.backend import Tensors
 from slotwise.core.contract import EXACT, OpContract, Tolerance
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Node
@@ -29,6 +30,9 @@ from slotwise.engine.executor import Executor
 from slotwise.engine.observer import BoundCall
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import SAMPLER, Program
+
+SHOWN = 16
+"""Integers of an input that are shown as they are; of longer inputs, the range."""
 
 REACH = 2
 """Elements of the last dimension that are shown on either side of the worst one."""
@@ -54,7 +58,7 @@ class Finding:
     want: float
     allowed: float
     at_fault: tuple[str, ...]
-    specs: tuple[str, ...]
+    about: tuple[str, ...]
     neighbourhood: str
     around: str
 
@@ -65,7 +69,7 @@ class Finding:
             [
                 f"step {self.step}, program {self.program}, call {self.call}: op {self.op} is out of tolerance",
                 f"  kernels {one} and {other}; at fault: {names}",
-                *(f"  {line}" for line in self.specs),
+                *(f"  {line}" for line in self.about),
                 f"  worst element {self.output}{list(self.index)}: {self.leader:.9g} and {self.follower:.9g}",
                 f"  the oracle has {self.want:.9g} there; {self.allowed:.3g} is allowed",
                 *(f"  {line}" for line in self.neighbourhood.splitlines()),
@@ -230,7 +234,7 @@ class Lockstep:
             want=truth_at,
             allowed=allowed,
             at_fault=blamed,
-            specs=_specs(contract, call.node),
+            about=_about_call(contract, call.node, before.inputs),
             neighbourhood=_neighbourhood(name, place, want, got, truth),
             around=format_around(program.graph, index),
         )
@@ -329,15 +333,28 @@ def _kernel(node: Node) -> str:
     return node.op if node.selection is None else node.selection.kernel
 
 
-def _specs(contract: OpContract, node: Node) -> tuple[str, ...]:
-    inputs = ", ".join(
-        f"{argument.name} {value.name}: {value.spec}"
-        for argument, value in zip(contract.inputs, node.inputs, strict=True)
-        if value is not None
-    )
-    outputs = ", ".join(f"{a.name} {v.name}: {v.spec}" for a, v in zip(contract.outputs, node.outputs, strict=True))
-    attrs = ", ".join(f"{name}={value}" for name, value in node.attrs)
-    return tuple(line for line in (f"inputs {inputs}", f"outputs {outputs}", f"attributes {attrs}") if line.split()[1:])
+def _about_call(contract: OpContract, node: Node, inputs: Tensors) -> tuple[str, ...]:
+    """A line for each input, with what is in it; then outputs and attributes."""
+    lines = [
+        f"input {argument.name} = {value.name}: {value.spec}  {_summary(tensor)}"
+        for argument, value, tensor in zip(contract.inputs, node.inputs, inputs, strict=True)
+        if value is not None and tensor is not None
+    ]
+    lines += [f"output {a.name} = {v.name}: {v.spec}" for a, v in zip(contract.outputs, node.outputs, strict=True)]
+    if node.attrs:
+        lines.append(f"attributes {', '.join(f'{name}={value}' for name, value in node.attrs)}")
+    return tuple(lines)
+
+
+def _summary(tensor: torch.Tensor) -> str:
+    """Few integers as they are; else the range of what is finite, and how much is not."""
+    if not tensor.is_floating_point() and tensor.numel() <= SHOWN:
+        return str(tensor.tolist())
+    finite = tensor[tensor.isfinite()]
+    if not finite.numel():
+        return "nothing finite"
+    rest = tensor.numel() - finite.numel()
+    return f"{float(finite.min()):.4g} .. {float(finite.max()):.4g}" + (f", {rest} not finite" if rest else "")
 
 
 def _neighbourhood(

@@ -13,6 +13,7 @@ import torch
 from slotwise import LLM, Sampling
 from slotwise.core.backend import load_backend
 from slotwise.core.errors import BackendError, PlanError
+from slotwise.core.ops import contract_of
 from slotwise.engine.request import Request
 from slotwise.inspect.bisect import bisect
 from slotwise.inspect.lockstep import Lockstep
@@ -81,7 +82,7 @@ def test_the_first_wrong_op_is_named_with_who_is_at_fault(load: Load, op: str) -
     assert abs(finding.follower - finding.leader) > 1
     text = str(report)
     assert f"op {op} is out of tolerance" in text
-    assert "inputs " in text
+    assert all(f"input {argument.name} = " in text for argument in contract_of(op).inputs if not argument.optional)
     assert "-> " in text
     assert calls["count"] == 4
 
