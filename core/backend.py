@@ -2,7 +2,8 @@
 
 Owns `CallSpec`, `Kernel`, `Backend` and the loader. What always holds: a kernel says what it can take and what it
 promises (row invariance), never when it is chosen; a backend is a package `slotwise.backends.<name>` that exposes
-`BACKEND`, found by looking at the folder, so adding one touches nothing else; there is no silent fallback.
+`BACKEND`, found by looking at the folder, so adding one touches nothing else (`register_backend` brings one from
+elsewhere, for one process); there is no silent fallback.
 """
 
 from __future__ import annotations
@@ -132,9 +133,39 @@ class Backend:
 DEFAULTS = ("numba_cpu", "reference")
 """Backends to try, in order, for those who name none; on a machine without a GPU."""
 
+_REGISTERED: dict[str, Backend] = {}
+
+
+def register_backend(backend: Backend) -> None:
+    """Make a backend that was built elsewhere known under its name, for this process: a kernel under development, say.
+
+    Raises BackendError when another backend has that name; registering the same one again does nothing.
+    """
+    if backend.name in _folder_names() or _REGISTERED.get(backend.name, backend) is not backend:
+        raise BackendError(f"there is a backend {backend.name!r} already; give the new one a name of its own")
+    _REGISTERED[backend.name] = backend
+
+
+def unregister_backend(backend: Backend) -> None:
+    """Forget a registered backend; harmless for one that is not."""
+    if _REGISTERED.get(backend.name) is backend:
+        del _REGISTERED[backend.name]
+
 
 def backend_names() -> tuple[str, ...]:
-    """The backends in the folder `backends/`, by name."""
+    """The backends in the folder `backends/` and those that were registered, by name."""
+    return tuple(sorted({*_folder_names(), *_REGISTERED}))
+
+
+def load_backend(name: str) -> Backend:
+    """The backend called `name`: a registered one, or `BACKEND` of `slotwise.backends.<name>`, imported once.
+
+    Raises BackendError for an unknown name, a package that cannot be imported here, or one without `BACKEND`.
+    """
+    return _REGISTERED.get(name) or _imported(name)
+
+
+def _folder_names() -> tuple[str, ...]:
     package = importlib.import_module("slotwise.backends")
     return tuple(sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg))
 
@@ -151,13 +182,10 @@ def default_backend() -> str:
 
 
 @functools.cache
-def load_backend(name: str) -> Backend:
-    """Import `slotwise.backends.<name>` and return its `BACKEND`.
-
-    Raises BackendError for an unknown name, a package that cannot be imported here, or one without `BACKEND`.
-    """
-    known = backend_names()
+def _imported(name: str) -> Backend:
+    known = _folder_names()
     if name not in known:
+        known = backend_names()
         raise BackendError(f"backend {name!r} is not known{nearest(name, known)}; there are {', '.join(known)}")
     try:
         module = importlib.import_module(f"slotwise.backends.{name}")

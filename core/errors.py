@@ -54,6 +54,10 @@ class OutOfPages(SlotwiseError):
     """The page pool cannot give what was asked; nothing was changed by the attempt."""
 
 
+class RecordingError(SlotwiseError):
+    """A recording cannot be read, is damaged, or was made by another version or for another checkpoint."""
+
+
 class OptionError(SlotwiseError, ValueError):
     """An option, preset key or argument has a value that makes no sense."""
 

@@ -143,6 +143,11 @@ class PagePool:
         held = int(np.count_nonzero(self.references[1:]))
         return PageCount(self.total, len(self._free), held, len(self._cached))
 
+    @property
+    def cached(self) -> tuple[int, ...]:
+        """Pages that are published and held by nobody, the one to be evicted first in front."""
+        return tuple(self._cached)
+
     def _unpublish(self, page: int) -> None:
         node = self._node_of_page.pop(page)
         del self._page_of_node[node]

@@ -1,36 +1,43 @@
 """Running a kernel on a contract's cases and judging what it did.
 
-Owns `run_case` and `check_row_invariance`. What always holds: every tensor a kernel is given lies between guard zones
-of 0xFF bytes (NaN or -1 to whoever reads past an end), outputs and workspace are poisoned first, and whatever the
-kernel does wrong comes back as a sentence in a `CaseResult`; nothing is raised for a kernel's fault.
+Owns `run_case`, `try_case` and `check_row_invariance`. What always holds: every tensor a kernel is given lies between
+guard zones (`core/guard_zones.py`), outputs and workspace are poisoned first, and whatever the kernel does wrong comes
+back as a sentence in a `CaseResult`; nothing is raised for a kernel's fault.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from slotwise.core.backend import CallSpec, Kernel, Tensors
+from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.contract import Argument, Case, OpContract
 from slotwise.core.graph import Attr
+from slotwise.core.guard_zones import GUARD, Guarded, unravel
 from slotwise.core.specs import DType, TensorSpec
 
-GUARD_BYTES = 256
-"""Bytes of each guard zone: keeps tensors aligned for any vector load."""
-
-_GUARD = 0xFF
 _POISON_INTEGER = 0x5A
 SUBSETS = (2, 3, 7, 8, 15, 16, 17, 33, 64)
 """Row counts that row invariance is tried at, beside one row and all rows."""
 
+Rule = Literal["", "runs", "guard zones", "inputs stay", "all written", "oracle", "row invariance"]
+"""The promise that a failed case broke; empty when none was."""
+
+TIMED_LAUNCHES, TIMED_SECONDS = 20, 0.01
+"""A kernel is timed over this many launches, or as many as fit in these seconds: the fastest counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """What came of one kernel on one case. `worst` names the element furthest from the oracle: (tensor, index)."""
+    """What came of one kernel on one case.
+
+    `worst` names the element furthest from the oracle: (tensor, index). `rule` is the promise that a failure broke.
+    """
 
     op: str
     kernel: str
@@ -41,6 +48,7 @@ class CaseResult:
     max_abs: float = 0.0
     max_rel: float = 0.0
     worst: tuple[str, tuple[int, ...]] | None = None
+    rule: Rule = ""
 
     @property
     def passed(self) -> bool:
@@ -50,6 +58,18 @@ class CaseResult:
     def __str__(self) -> str:
         head = f"{self.kernel} ({self.op}, {self.dtype.value}, case {self.case!r}): {self.outcome}"
         return f"{head}: {self.message}" if self.message else head
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A result with what it was judged by: outputs and written caches by name, as the kernel left them and as the
+    float64 oracle has them (both empty where nothing could be compared), and the seconds of a launch, if timed.
+    """
+
+    result: CaseResult
+    outputs: Mapping[str, torch.Tensor]
+    expected: Mapping[str, torch.Tensor]
+    seconds: float | None = None
 
 
 def dtypes_of(contract: OpContract) -> tuple[DType, ...]:
@@ -99,15 +119,25 @@ def run_case(kernel: Kernel, contract: OpContract, case: Case, dtype: DType, *, 
     are not compared: they mean nothing. The outcome is `refused`, with the kernel's reason, where it does not take the
     call.
     """
+    return try_case(kernel, contract, case, dtype, device=device).result
+
+
+def try_case(
+    kernel: Kernel, contract: OpContract, case: Case, dtype: DType, *, device: str = "cpu", timed: bool = False
+) -> Trial:
+    """`run_case`, with what the kernel gave and what it should have given; `timed` also says how long a launch takes.
+
+    A launch does the same however often it is called, so it is timed before its results are judged.
+    """
     about = _About(kernel, contract, case, dtype)
     inputs = case_inputs(contract, case, dtype, device)
     call = call_of(contract, inputs, case.attrs)
     refusal = kernel.refuses(call)
     if refusal is not None:
-        return about.result("refused", refusal)
-    run = _run(kernel, contract, call, inputs, device)
+        return Trial(about.result("refused", refusal), {}, {})
+    run = _run(kernel, contract, call, inputs, device, timed=timed)
     if run.fault:
-        return about.result("failed", run.fault)
+        return Trial(about.result("failed", run.fault, rule=run.rule), {}, {}, run.seconds)
     expected = oracle(contract, inputs, case.attrs)
     seen = {a.name: v for a, v in zip(contract.inputs, inputs, strict=True) if v is not None}
     error = relative = 0.0
@@ -119,8 +149,10 @@ def run_case(kernel: Kernel, contract: OpContract, case: Case, dtype: DType, *, 
         if worst is None or found.error > error or found.message:
             error, worst = found.error, (name, found.index)
         if found.message:
-            return about.result("failed", f"{name}{list(found.index)} {found.message}", error, relative, worst)
-    return about.result("passed", "", error, relative, worst)
+            message = f"{name}{list(found.index)} {found.message}"
+            result = about.result("failed", message, error, relative, worst, "oracle")
+            return Trial(result, run.tensors, expected, run.seconds)
+    return Trial(about.result("passed", "", error, relative, worst), run.tensors, expected, run.seconds)
 
 
 def check_row_invariance(
@@ -148,7 +180,8 @@ def check_row_invariance(
         run = _run(kernel, contract, part, of_rows, device)
         fault = run.fault or known.differs(rows, run.tensors)
         if fault:
-            return about.result("failed", f"among {len(rows)} rows: {fault}")
+            rule = run.rule or "row invariance"
+            return about.result("failed", f"among {len(rows)} rows: {fault}", rule=rule)
     return about.result("passed")
 
 
@@ -168,59 +201,10 @@ class _About:
         max_abs: float = 0.0,
         max_rel: float = 0.0,
         worst: tuple[str, tuple[int, ...]] | None = None,
+        rule: Rule = "",
     ) -> CaseResult:
-        return CaseResult(
-            self.contract.name, self.kernel.name, self.dtype, self.case.name, outcome, message, max_abs, max_rel, worst
-        )
-
-
-class _Guarded:
-    """A dense tensor between two guard zones; `poison` bytes fill it, or the contents of `source`."""
-
-    def __init__(
-        self,
-        dtype: torch.dtype,
-        shape: Sequence[int],
-        device: str,
-        *,
-        poison: int = _GUARD,
-        source: torch.Tensor | None = None,
-    ) -> None:
-        size = math.prod(shape) * dtype.itemsize
-        self._storage = torch.full((size + 2 * GUARD_BYTES,), _GUARD, dtype=torch.uint8, device=device)
-        self._bytes = self._storage[GUARD_BYTES : GUARD_BYTES + size]
-        self._poison = poison
-        self.tensor = self._bytes.view(dtype).view(tuple(shape))
-        if source is None:
-            self._bytes.fill_(poison)
-        else:
-            self.tensor.copy_(source)
-        self._first = self._bytes.clone()
-
-    def fault(self, name: str, *, may_change: bool) -> str:
-        """What was done to this memory that should not have been; empty when nothing was."""
-        before, after = self._storage[:GUARD_BYTES], self._storage[GUARD_BYTES + len(self._bytes) :]
-        for side, zone in (("before the start", before.flip(0)), ("past the end", after)):
-            touched = (zone != _GUARD).nonzero()
-            if len(touched):
-                return f"wrote outside {name}: {int(touched[0]) + 1} bytes {side} of its {len(self._bytes)} bytes"
-        if not may_change:
-            changed = (self._bytes != self._first).nonzero()
-            if len(changed):
-                return f"changed its input {name} at {list(self._index(int(changed[0])))}"
-        return ""
-
-    def untouched(self, name: str) -> str:
-        """Which element of an output was never written; empty when all were."""
-        elements = self._bytes.view(-1, self.tensor.element_size())
-        left = (elements == self._poison).all(-1).nonzero()
-        if not len(left):
-            return ""
-        index = list(self._index(int(left[0]) * self.tensor.element_size()))
-        return f"left {name}{index} unwritten ({len(left)} of {self.tensor.numel()} elements)"
-
-    def _index(self, byte: int) -> tuple[int, ...]:
-        return _unravel(byte // self.tensor.element_size(), self.tensor.shape)
+        names = self.contract.name, self.kernel.name, self.dtype, self.case.name
+        return CaseResult(*names, outcome, message, max_abs, max_rel, worst, rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,15 +213,19 @@ class _Run:
 
     tensors: Mapping[str, torch.Tensor]
     fault: str = ""
+    rule: Rule = ""
+    seconds: float | None = None
 
 
-def _run(kernel: Kernel, contract: OpContract, call: CallSpec, inputs: Tensors, device: str) -> _Run:
-    given = [None if value is None else _Guarded(value.dtype, value.shape, device, source=value) for value in inputs]
+def _run(
+    kernel: Kernel, contract: OpContract, call: CallSpec, inputs: Tensors, device: str, *, timed: bool = False
+) -> _Run:
+    given = [None if value is None else Guarded(value.dtype, value.shape, device, source=value) for value in inputs]
     made = [
-        _Guarded(spec.dtype.torch, spec.sizes(), device, poison=_GUARD if spec.dtype.is_float else _POISON_INTEGER)
+        Guarded(spec.dtype.torch, spec.sizes(), device, poison=GUARD if spec.dtype.is_float else _POISON_INTEGER)
         for spec in call.outputs
     ]
-    scratch = _Guarded(torch.uint8, (kernel.workspace(call),), device)
+    scratch = Guarded(torch.uint8, (kernel.workspace(call),), device)
     try:
         launch = kernel.bind(
             tuple(None if g is None else g.tensor for g in given),
@@ -246,8 +234,9 @@ def _run(kernel: Kernel, contract: OpContract, call: CallSpec, inputs: Tensors, 
             scratch.tensor if scratch.tensor.numel() else None,
         )
         launch()
+        seconds = _seconds_of(launch, device) if timed else None
     except Exception as error:
-        return _Run({}, f"raised {type(error).__name__}: {error}")
+        return _Run({}, f"raised {type(error).__name__}: {error}", "runs")
     tensors: dict[str, torch.Tensor] = {}
     for argument, held in zip(contract.inputs, given, strict=True):
         if held is None:
@@ -255,15 +244,32 @@ def _run(kernel: Kernel, contract: OpContract, call: CallSpec, inputs: Tensors, 
         written = argument.cache == "writes"
         fault = held.fault(argument.name, may_change=written)
         if fault:
-            return _Run({}, fault)
+            return _Run({}, fault, "guard zones" if fault.startswith("wrote outside") else "inputs stay", seconds)
         if written:
             tensors[argument.name] = held.tensor
     for argument, output in zip(contract.outputs, made, strict=True):
-        fault = output.fault(argument.name, may_change=True) or output.untouched(argument.name)
-        if fault:
-            return _Run({}, fault)
+        fault = output.fault(argument.name, may_change=True)
+        left = fault or output.untouched(argument.name)
+        if left:
+            return _Run({}, left, "guard zones" if fault else "all written", seconds)
         tensors[argument.name] = output.tensor
-    return _Run(tensors, scratch.fault("its workspace", may_change=True))
+    fault = scratch.fault("its workspace", may_change=True)
+    return _Run(tensors, fault, "guard zones" if fault else "", seconds)
+
+
+def _seconds_of(launch: Launch, device: str) -> float:
+    """The fastest of some launches, each run to its end."""
+    best, spent = math.inf, 0.0
+    for _ in range(TIMED_LAUNCHES):
+        start = time.perf_counter()
+        launch()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        best, spent = min(best, seconds), spent + seconds
+        if spent > TIMED_SECONDS:
+            break
+    return best
 
 
 def _groups(contract: OpContract, inputs: Tensors, rows: int) -> Iterator[tuple[list[int], Tensors]]:
@@ -367,7 +373,7 @@ def _compare(got: torch.Tensor, want: torch.Tensor, allowed: torch.Tensor) -> _C
         return _Comparison(0.0, 0.0, (), "")
     wrong = distance > allowed
     at = int(torch.where(wrong, distance - allowed, -math.inf).argmax() if bool(wrong.any()) else distance.argmax())
-    index = _unravel(at, distance.shape)
+    index = unravel(at, distance.shape)
     error = float(distance.flatten()[at])
     relative = float((distance / wide.abs().clamp(min=1e-30)).nan_to_num(nan=0.0).max())
     message = ""
@@ -377,11 +383,3 @@ def _compare(got: torch.Tensor, want: torch.Tensor, allowed: torch.Tensor) -> _C
             f"{float(allowed.flatten()[at]):.3g} is allowed ({int(wrong.sum())} of {got.numel()} elements are wrong)"
         )
     return _Comparison(error, relative, index, message)
-
-
-def _unravel(flat: int, shape: Sequence[int]) -> tuple[int, ...]:
-    index: list[int] = []
-    for size in reversed(shape):
-        flat, rest = divmod(flat, size)
-        index.insert(0, rest)
-    return tuple(index)

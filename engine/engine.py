@@ -32,6 +32,7 @@ from slotwise.engine.drafters.ngram import NgramDrafter
 from slotwise.engine.drafters.none import NoDrafter
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
+from slotwise.engine.observer import Observer
 from slotwise.engine.parts import check_prompt, lanes_of, make_ledger
 from slotwise.engine.planner import DecodePlanner
 from slotwise.engine.prefill import ChunkOutcome, Prefiller
@@ -76,6 +77,7 @@ class Engine:
         self.sampler = Sampler(self.executor, self.lanes)
         self.epoch = 0
         self.history: deque[tuple[Binding, dict[int, int]]] = deque(maxlen=HISTORY)
+        self.observers: list[Observer] = []
         self._pieces = pieces
         self._eos_ids = tuple(eos_ids)
         self._waiting: list[Sequence] = []
@@ -83,7 +85,7 @@ class Engine:
         self._next_id = 0
         self._drafter = drafter or self._make_drafter()
         self._planner = DecodePlanner(plan, self.lanes, self.ledger)
-        self._prefiller = Prefiller(plan, self.executor, self.lanes, self.ledger, self.sampler)
+        self._prefiller = Prefiller(plan, self.executor, self.lanes, self.ledger, self.sampler, self._tell_bound)
         self._decoder = DecodeRunner(
             self.executor, self.lanes, self.ledger, self.sampler, self._make_acceptance(), self._drafter
         )
@@ -104,6 +106,8 @@ class Engine:
             self._waiting.append(sequence)
         else:
             sequence.end("length")
+        for observer in self.observers:
+            observer.added(sequence)
         return sequence
 
     def cancel(self, sequence: Sequence) -> None:
@@ -122,8 +126,17 @@ class Engine:
         Raises LedgerError when the books do not balance afterwards: then nothing more can be trusted.
         """
         self.epoch += 1
-        touched = {sequence.id: sequence for sequence in (*self._admit(), *self._prefill(), *self._decode())}
-        self.ledger.check(self.epoch)
+        for observer in self.observers:
+            observer.began(self.epoch)
+        try:
+            touched = {sequence.id: sequence for sequence in (*self._admit(), *self._prefill(), *self._decode())}
+            self.ledger.check(self.epoch)
+        except Exception as error:
+            for observer in self.observers:
+                observer.crashed(self.epoch, error)
+            raise
+        for observer in self.observers:
+            observer.ended(self.epoch)
         return [touched[id] for id in sorted(touched)]
 
     def prefill_progress(self) -> tuple[int, int]:
@@ -309,6 +322,7 @@ class Engine:
             return []
         planned, binding, ended = self._bind(decoding)
         if binding is not None:
+            self._tell_bound(binding)
             self._settle(binding, planned, self._decoder.run(binding, planned))
         return [*ended, *planned]
 
@@ -367,6 +381,8 @@ class Engine:
 
     def _settle(self, binding: Binding, decoding: list[Sequence], verdicts: list[Verdict]) -> None:
         """Keep, commit, release, and end what has ended; stops cut first, and all else uses the length they leave."""
+        for observer in self.observers:
+            observer.judged(binding, verdicts)
         kept = np.zeros(len(decoding), np.int64)
         for i, (sequence, verdict) in enumerate(zip(decoding, verdicts, strict=True)):
             kept[i] = count = sequence.keep(verdict.candidates)
@@ -404,6 +420,10 @@ class Engine:
         lanes.steps[chosen] += 1
 
     # Parts
+
+    def _tell_bound(self, binding: Binding) -> None:
+        for observer in self.observers:
+            observer.bound(binding)
 
     def _make_drafter(self) -> Drafter:
         if self.plan.draft == "ngram":

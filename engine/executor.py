@@ -21,6 +21,7 @@ from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
+from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import SAMPLER, Program
@@ -35,9 +36,10 @@ Probe = Callable[[str, str, float], None]
 class Executor:
     """Holds what a plan needs to run. `weights` gives each role's tensors.
 
-    `arrays[name]` is the engine's array `name` as numpy, sharing memory with what kernels read and write.
-    `threads` is the number of threads for backends that bring their own. Raises PlanError when a weight does not have
-    the shape that the plan says.
+    `arrays[name]` is the engine's array `name` as numpy, sharing memory with what kernels read and write. `calls` are
+    each program's calls with their tensors, by role, kind and rows; a `conductor`, where one is set, runs them in the
+    executor's place. `threads` is the number of threads for backends that bring their own. Raises PlanError when a
+    weight does not have the shape that the plan says.
     """
 
     def __init__(
@@ -60,15 +62,18 @@ class Executor:
         self.seconds_in_kernels = 0.0
         self.time_kernels = False
         self.probe: Probe | None = None
+        self.conductor: Conductor | None = None
+        self.calls: dict[tuple[str, str, int], tuple[BoundCall, ...]] = {}
+        self._programs: dict[tuple[str, str, int], Program] = {}
         self._buckets: dict[tuple[str, str], tuple[int, ...]] = {}
         self._launches: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
-        self._single: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
         self._names: dict[tuple[str, str, int], tuple[str, ...]] = {}
         self._rows: dict[tuple[str, int], RowInputs] = {}
         for done, program in enumerate(plan.programs):
             key = (program.role, program.kind, program.rows)
-            self._single[key] = self._bind(program)
-            self._launches[key] = _chained(program, self._single[key], threads)
+            self._programs[key] = program
+            self.calls[key] = self._bind(program)
+            self._launches[key] = _chained(program, tuple(call.launch for call in self.calls[key]), threads)
             self._names[key] = tuple(node.selection.kernel for node in program.graph.nodes if node.selection)
             self._buckets[key[:2]] = plan.buckets(program.role, program.kind)
             if program.role != SAMPLER and (program.role, program.rows) not in self._rows:
@@ -93,6 +98,9 @@ class Executor:
 
     def run(self, role: str, kind: str, rows: int) -> None:
         """Run the program of exactly this bucket on what its arrays hold."""
+        if self.conductor is not None:
+            self.conductor(self._programs[role, kind, rows], self.calls[role, kind, rows])
+            return
         launches = self._launches[role, kind, rows]
         if self.probe is not None:
             self._run_probed(role, kind, rows, self.probe)
@@ -109,15 +117,15 @@ class Executor:
 
     def _run_probed(self, role: str, kind: str, rows: int, probe: Probe) -> None:
         """Launch by launch, where otherwise a backend may run several as one."""
-        for name, launch in zip(self._names[role, kind, rows], self._single[role, kind, rows], strict=True):
+        for name, call in zip(self._names[role, kind, rows], self.calls[role, kind, rows], strict=True):
             start = time.perf_counter()
-            launch()
+            call.launch()
             seconds = time.perf_counter() - start
             self.seconds_in_kernels += seconds
             self.launches_run += 1
             probe(f"{role}.{kind}.{rows}", name, seconds)
 
-    def _bind(self, program: Program) -> tuple[Launch, ...]:
+    def _bind(self, program: Program) -> tuple[BoundCall, ...]:
         """Give every node's kernel its tensors: arrays, weights, caches, and views of the arena."""
         tensors: dict[str, torch.Tensor] = {}
         for value in program.graph.inputs:
@@ -129,7 +137,7 @@ class Executor:
             tensors |= self.weights[program.role]
             tensors |= self.caches[program.role]
         places = {place.value: place for place in program.placements}
-        launches: list[Launch] = []
+        calls: list[BoundCall] = []
         for index, node in enumerate(program.graph.nodes):
             for value in node.outputs:
                 if value.name not in tensors:
@@ -143,8 +151,8 @@ class Executor:
             kernel = load_backend(node.selection.backend).kernel(node.selection.kernel.partition(":")[2])
             inputs = tuple(None if value is None else tensors[value.name] for value in node.inputs)
             outputs = tuple(tensors[value.name] for value in node.outputs)
-            launches.append(kernel.bind(inputs, outputs, node.attr_dict, workspace))
-        return tuple(launches)
+            calls.append(BoundCall(node, inputs, outputs, kernel.bind(inputs, outputs, node.attr_dict, workspace)))
+        return tuple(calls)
 
     def _row_inputs(self, program: Program) -> RowInputs:
         rows, array = program.rows, functools.partial(_int32, self.arrays)

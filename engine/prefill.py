@@ -8,6 +8,7 @@ have the same bits whatever it shares, whoever runs beside it, and however often
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,12 +40,21 @@ class ChunkOutcome:
 class Prefiller:
     """Runs prefill steps, one sequence's chunk at a time."""
 
-    def __init__(self, plan: Plan, executor: Executor, lanes: Lanes, ledger: Ledger, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        executor: Executor,
+        lanes: Lanes,
+        ledger: Ledger,
+        sampler: Sampler,
+        tell_bound: Callable[[Binding], None],
+    ) -> None:
         self._plan = plan
         self._executor = executor
         self._lanes = lanes
         self._ledger = ledger
         self._sampler = sampler
+        self._tell_bound = tell_bound
         self._grid = plan.options.prefill_chunk
 
     def find_prefix(self, sequence: Sequence) -> list[int]:
@@ -143,6 +153,7 @@ class Prefiller:
         step = self._plan.step(f"prefill {role}")
         binding = bind_prefill(step, epoch, sequence.id, role, lane, known, begin, end - begin)
         verify_binding(binding, self._ledger, epoch)
+        self._tell_bound(binding)
         if kind == PREFILL:
             self._executor.set_logit_row(end - begin - 1)
         span = binding.spans[0]

@@ -113,7 +113,14 @@ def _bucket_table(plan: Plan) -> dict[str, str]:
 
 
 def _calls(left: Program, right: Program) -> list[str]:
-    rows = _table({"arena": size(left.arena_bytes)}, {"arena": size(right.arena_bytes)})
+    def costs(program: Program) -> dict[str, str]:
+        return {
+            "arena": size(program.arena_bytes),
+            "bytes moved": f"{program.bytes_moved():,}",
+            "flops": f"{program.flops():,}",
+        }
+
+    rows = _table(costs(left), costs(right))
 
     def kernels(program: Program) -> dict[str, str]:
         chosen: Counter[tuple[str, str]] = Counter()

@@ -58,6 +58,14 @@ class Program:
         read = {v.name for node in self.graph.nodes if node.op != "embedding" for v in node.inputs if v is not None}
         return sum(p.value.spec.nbytes() for p in self.graph.parameters if p.value.name in read)
 
+    def bytes_moved(self) -> int:
+        """Bytes that the calls of one run must at least move, attention left out (it depends on lengths)."""
+        return sum(
+            contract_of(node.op).call_cost(call_spec(node).inputs, node.attr_dict).bytes
+            for node in self.graph.nodes
+            if node.op != "attention"
+        )
+
     def flops(self) -> int:
         """Floating-point operations of one run, attention left out (it depends on lengths)."""
         return sum(

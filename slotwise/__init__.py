@@ -8,6 +8,7 @@
 from slotwise.core.errors import SlotwiseError
 from slotwise.engine.request import Chunk, Completion, Stats, TokenLogprobs
 from slotwise.engine.sampling import Sampling
+from slotwise.inspect.crossvalidate import CrossValidation, crossvalidate
 from slotwise.llm import LLM
 from slotwise.plans.plan import Plan
 from slotwise.stream import Stream
@@ -18,6 +19,7 @@ __all__ = [
     "LLM",
     "Chunk",
     "Completion",
+    "CrossValidation",
     "Plan",
     "Sampling",
     "SlotwiseError",
@@ -25,4 +27,5 @@ __all__ = [
     "Stream",
     "TokenLogprobs",
     "__version__",
+    "crossvalidate",
 ]

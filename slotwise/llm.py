@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
 
+from slotwise import debug
 from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
 from slotwise.core.specs import DType
 from slotwise.engine.detokenize import TokenPieces
@@ -21,6 +23,8 @@ from slotwise.engine.engine import Engine
 from slotwise.engine.request import Completion, Request, Stats
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.sequence import Sequence as Running
+from slotwise.inspect.crash import CrashRecorder
+from slotwise.inspect.record import Recorder, record
 from slotwise.models.chat_template import ChatTemplate
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
@@ -122,13 +126,14 @@ class LLM:
             self._named = {"draft": draft, **vars(options)}
         loaded = load_model(model, options.dtype)
         self._folder = loaded.checkpoint.folder
+        self._folders = {"model": str(model), "draft": None if draft is None else str(draft)}
         self.tokenizer = Tokenizer.load(model)
         self._defaults = GenerationDefaults.load(model)
         self._template = ChatTemplate.load(model)
         drafter = load_draft(draft, self.tokenizer, options.dtype)
         if saved is not None:
             check_saved(saved, loaded, drafter)
-        self._plan = saved or compile_for(loaded, drafter, options)
+        self._plan = saved or compile_for(loaded, drafter, options, debug.pass_observer())
         sources = {TARGET: loaded.weights}
         if isinstance(drafter, LoadedModel):
             sources[DRAFT] = drafter.weights
@@ -141,6 +146,8 @@ class LLM:
                 progress=report,
                 threads=threads,
             )
+        debug.attach(engine)
+        engine.observers.append(CrashRecorder(engine, self._folders))
         self._engine = SharedEngine(engine)
         self._progress = progress
 
@@ -233,6 +240,24 @@ class LLM:
     def ledger(self, steps: int = 3) -> str:
         """The last decode steps with their numbers, and the slot ledger as it is now."""
         return self._engine.show_history(steps)
+
+    def record(self, path: str | Path, *, tensors: bool = False) -> AbstractContextManager[Recorder]:
+        """Record what runs within the `with` block into the file `path`, a line a step; see docs/recordings.md.
+
+        `tensors` keeps the target's logits beside it, in `path`.safetensors. Raises OptionError when the file cannot be
+        written or something is running already.
+        """
+        return record(self._engine.engine, path, self._folders, tensors=tensors)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for tools that watch it or replay on it; it has one user at a time."""
+        return self._engine.engine
+
+    @property
+    def folders(self) -> Mapping[str, str | None]:
+        """The checkpoint folders by what they are for, `model` and `draft`, as they were named."""
+        return self._folders
 
     @property
     def default_sampling(self) -> Sampling:

@@ -66,6 +66,11 @@ class SharedEngine:
         self._turns = Turns()
         self._abandoned: deque[Running] = deque()
 
+    @property
+    def engine(self) -> Engine:
+        """The engine itself, for tools that watch it; not to be stepped while anyone else may use it."""
+        return self._engine
+
     def add(self, request: Request) -> Running:
         """Queue a request; raises RequestError, and changes nothing, when it cannot be served at all."""
         added: list[Running] = []

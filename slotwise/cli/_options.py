@@ -52,7 +52,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a Hugging Face checkpoint folder")
     group = add_plan_options(parser)
     group.add_argument("--plan", metavar="F", help="run exactly this saved plan, which has the options above in it")
-    group.add_argument("--threads", type=int, metavar="N", help="threads that compute (default: one for each core; 1 is best for tiny models)")
+    group.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads that compute (default: one for each core; 1 is best for tiny models)",
+    )
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

@@ -7,14 +7,15 @@ and nothing else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from slotwise.cli._options import add_model_options, add_sampling_options, load, sampling_of
+from slotwise.cli._prompts import add_prompt_options, prompts_of
 from slotwise.core.errors import OptionError, RequestError
 from slotwise.engine.request import Completion, TokenLogprobs
 from slotwise.engine.sampling import Sampling
@@ -25,36 +26,36 @@ def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("generate", help="complete a prompt", description="Complete one prompt or several.")
     add_model_options(parser)
-    prompt = parser.add_argument_group("prompt (one or more)")
-    prompt.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt (may be repeated)")
-    prompt.add_argument(
-        "--prompt-file",
-        action="append",
-        default=[],
-        metavar="F",
-        help="a file with a prompt, its last line end left out; - for standard input",
-    )
+    add_prompt_options(parser)
     add_sampling_options(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="one JSON object a prompt")
     output.add_argument("--stats", action="store_true", help="print speed and acceptance afterwards")
     output.add_argument("--ledger", action="store_true", help="print the last steps and the slot ledger afterwards")
+    output.add_argument(
+        "--record", metavar="F", help="write every step's binding, seeds and tokens to a file, to be replayed"
+    )
+    output.add_argument("--tensors", action="store_true", help="with --record, keep logits too, in F.safetensors")
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Load, generate, print; exit code 1 when a request failed."""
-    prompts = [*parsed.prompt, *(_read(name) for name in parsed.prompt_file)]
-    if not prompts:
-        raise OptionError("there is nothing to complete; give --prompt TEXT or --prompt-file F")
+    prompts = prompts_of(parsed)
+    if parsed.tensors and not parsed.record:
+        raise OptionError("--tensors says what --record keeps; give --record F too")
     llm = load(parsed)
     sampling = sampling_of(parsed, llm)
-    if len(prompts) == 1 and not parsed.json:
-        completions = [_stream(llm, prompts[0], sampling)]
-    else:
-        completions = llm.generate(prompts, sampling)
-        for prompt, completion in zip(prompts, completions, strict=True):
-            print(json.dumps(as_json(prompt, completion)) if parsed.json else f"{prompt}{completion.text}\n")
+    recording = llm.record(parsed.record, tensors=parsed.tensors) if parsed.record else contextlib.nullcontext()
+    with recording:
+        if len(prompts) == 1 and not parsed.json:
+            completions = [_stream(llm, prompts[0], sampling)]
+        else:
+            completions = llm.generate(prompts, sampling)
+            for prompt, completion in zip(prompts, completions, strict=True):
+                print(json.dumps(as_json(prompt, completion)) if parsed.json else f"{prompt}{completion.text}\n")
+    if parsed.record:
+        print(f"recorded in {parsed.record}", file=sys.stderr)
     for number, completion in enumerate(completions, 1):
         report(completion, parsed.stats, name=f"prompt {number}: " if len(prompts) > 1 else "")
     if parsed.ledger:
@@ -131,11 +132,3 @@ def _logprobs(each: TokenLogprobs) -> dict[str, Any]:
 def _finite(value: float) -> float | None:
     """A number that JSON has: it knows no infinity."""
     return value if math.isfinite(value) else None
-
-
-def _read(name: str) -> str:
-    try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"prompt file {name} cannot be read: {error}; give a file of UTF-8 text") from error
-    return text.removesuffix("\n")

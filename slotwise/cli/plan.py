@@ -1,7 +1,7 @@
-"""`slotwise plan`: show, diff and verify plans.
+"""`slotwise plan`: show, diff, verify and view plans, and recordings with the plans in them.
 
-What always holds: wherever a plan is asked for, a plan file or a checkpoint folder will do; `verify` exits with 1 and
-names the rule when a plan cannot be trusted.
+What always holds: wherever a plan is asked for, a plan file or a checkpoint folder will do, for `diff` and `view` a
+recording too; `verify` exits with 1 and names the rule when a plan cannot be trusted.
 """
 
 from __future__ import annotations
@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from slotwise.cli._options import add_plan_options, plan_values
+from slotwise.cli.xval import write_output
 from slotwise.core.errors import OptionError, nearest
 from slotwise.core.graph import Graph
 from slotwise.core.printer import format_graph
+from slotwise.inspect.diff import diff_recordings
+from slotwise.inspect.perfetto import trace
+from slotwise.inspect.recording import KEY, read_recording
+from slotwise.inspect.view import BANDWIDTH, GFLOPS, view_page
 from slotwise.planning import plan_model
 from slotwise.plans.compile import Observer, pass_names
 from slotwise.plans.plan import Plan
@@ -23,7 +28,9 @@ from slotwise.plans.show import show_plan, show_program
 
 def add_parser(commands: Any) -> None:
     """Add the command and its parts."""
-    parser = commands.add_parser("plan", help="show, diff and verify plans", description=__doc__.partition("\n")[0])
+    parser = commands.add_parser(
+        "plan", help="show, diff, verify and view plans", description=__doc__.partition("\n")[0]
+    )
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     show = parts.add_parser("show", help="print a plan")
     show.add_argument("plan", metavar="PLAN", help="a plan file or a checkpoint folder")
@@ -37,10 +44,11 @@ def add_parser(commands: Any) -> None:
     diff = parts.add_parser(
         "diff",
         help="compare two plans",
-        description="Compare two plans: two files or folders, or one folder planned in two ways. Options hold for both "
-        "plans; those after --against change the second: plan diff MODEL --draft D --against --speculate 0",
+        description="Compare two plans: two files or folders, or one folder planned in two ways; or two recordings, "
+        "plans and runs. Options hold for both plans; those after --against change the second: "
+        "plan diff MODEL --draft D --against --speculate 0",
     )
-    diff.add_argument("left", metavar="PLAN", help="a plan file or a checkpoint folder")
+    diff.add_argument("left", metavar="PLAN", help="a plan file, a checkpoint folder, or a recording")
     diff.add_argument("right", metavar="PLAN", nargs="?", help="another (default: the same)")
     add_plan_options(diff)
     diff.add_argument(
@@ -51,6 +59,21 @@ def add_parser(commands: Any) -> None:
     verify.add_argument("plan", metavar="PLAN", help="a plan file or a checkpoint folder")
     add_plan_options(verify)
     verify.set_defaults(run=run_verify)
+    view = parts.add_parser(
+        "view",
+        help="write a page, or a trace, of a plan or a recording",
+        description="Write one page that needs nothing else: a plan's calls with bytes, flops and roofline time, its "
+        "arena, and for a recording its slots at every step. Or a trace for Perfetto.",
+    )
+    view.add_argument("plan", metavar="PLAN", help="a plan file, a checkpoint folder, or a recording")
+    view.add_argument(
+        "-o", "--output", metavar="F", help="the file to write (default: PLAN's name with .html or .json)"
+    )
+    view.add_argument("--format", choices=("html", "perfetto"), default="html", help="a page, or a trace for Perfetto")
+    view.add_argument("--bandwidth", type=_positive, default=BANDWIDTH, metavar="GB/S", help="for roofline times")
+    view.add_argument("--gflops", type=_positive, default=GFLOPS, metavar="GFLOP/S", help="for roofline times")
+    add_plan_options(view)
+    view.set_defaults(run=run_view)
 
 
 def run_show(parsed: argparse.Namespace) -> int:
@@ -94,14 +117,30 @@ def run_diff(parsed: argparse.Namespace) -> int:
     second = argparse.ArgumentParser("slotwise plan diff PLAN --against", allow_abbrev=False)
     add_plan_options(second)
     values, changes = plan_values(parsed), plan_values(second.parse_args(parsed.against))
-    left = _plan(parsed.left, values)
-    right = _plan(parsed.right or parsed.left, {**values, **changes})
-    text = left.diff(right)
+    if is_recording(parsed.left) and parsed.right and is_recording(parsed.right):
+        text, what = diff_recordings(read_recording(parsed.left), read_recording(parsed.right)), "recordings"
+    else:
+        left = _plan(parsed.left, values)
+        right = _plan(parsed.right or parsed.left, {**values, **changes})
+        text, what = left.diff(right), "plans"
     if not text:
-        print("the plans are equal", file=sys.stderr)
+        print(f"the {what} are equal", file=sys.stderr)
         return 0
     print(text)
     return 1
+
+
+def run_view(parsed: argparse.Namespace) -> int:
+    """Write the page or the trace."""
+    recording = read_recording(parsed.plan) if is_recording(parsed.plan) else None
+    plan = _plan(parsed.plan, plan_values(parsed)) if recording is None else recording.plan
+    roofline = {"bandwidth": parsed.bandwidth, "gflops": parsed.gflops}
+    is_page = parsed.format == "html"
+    text = view_page(plan, recording, **roofline) if is_page else trace(plan, recording, **roofline)
+    name = Path(parsed.plan).resolve()
+    default = f"{name.name if name.is_dir() else name.stem}.{'html' if is_page else 'perfetto.json'}"
+    write_output("--output", parsed.output or default, text)
+    return 0
 
 
 def run_verify(parsed: argparse.Namespace) -> int:
@@ -118,6 +157,8 @@ def run_verify(parsed: argparse.Namespace) -> int:
 def _plan(source: str, values: dict[str, Any], observe: Observer | None = None) -> Plan:
     """The plan in a file, or of a checkpoint folder with these options."""
     path = Path(source)
+    if is_recording(source):
+        return read_recording(source).plan
     if path.is_file():
         if values:
             raise OptionError(
@@ -127,3 +168,19 @@ def _plan(source: str, values: dict[str, Any], observe: Observer | None = None) 
     if not path.exists():
         raise OptionError(f"{source} does not exist; give a plan file or a checkpoint folder")
     return plan_model(source, observe=observe, **values)
+
+
+def is_recording(source: str) -> bool:
+    """Whether a file begins as recordings do."""
+    try:
+        with Path(source).open("rb") as file:
+            return file.read(len(KEY) + 2) == f'{{"{KEY}'.encode()
+    except OSError:
+        return False
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return value

@@ -1,0 +1,55 @@
+"""How a tool watches the engine: called at each turn of a step, with the engine's own records.
+
+Owns `Observer` and `BoundCall`. What always holds: an observer sees what was planned, reserved, verified and decided,
+and changes none of it; an engine without observers does nothing for them; an observer handles its own failures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from slotwise.core.backend import Launch, Tensors
+from slotwise.core.graph import Node
+from slotwise.engine.acceptance import Verdict
+from slotwise.engine.sequence import Sequence as Running
+from slotwise.plans.binding import Binding
+from slotwise.plans.program import Program
+
+
+class Observer:
+    """Watches an engine; override what is of interest."""
+
+    def added(self, sequence: Running) -> None:
+        """A request was queued, or ended at once because nothing may be generated."""
+
+    def began(self, epoch: int) -> None:
+        """Step `epoch` begins."""
+
+    def bound(self, binding: Binding) -> None:
+        """A prefill chunk or the decode step is reserved and verified, and about to run."""
+
+    def judged(self, binding: Binding, verdicts: Sequence[Verdict]) -> None:
+        """The decode step ran; drafts still stand behind each lane's tokens, and nothing is committed yet."""
+
+    def ended(self, epoch: int) -> None:
+        """The step is over and the ledger balances."""
+
+    def crashed(self, epoch: int, error: Exception) -> None:
+        """The step raised; the engine is as the error left it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundCall:
+    """One call of a program with its tensors: those that `launch` reads and writes."""
+
+    node: Node
+    inputs: Tensors
+    outputs: tuple[torch.Tensor, ...]
+    launch: Launch
+
+
+Conductor = Callable[[Program, tuple[BoundCall, ...]], None]
+"""Runs the calls of a program in the executor's place, one after another: how a tool looks between them."""

@@ -1,0 +1,325 @@
+"""Cross-validation: every op x backend x dtype x case against the float64 oracle, and the backends against each other.
+
+Owns `crossvalidate` and its records. What always holds: a check that failed fails the run unless a waiver excuses it,
+and a waiver that has nothing left to excuse fails it too; a backend that this machine cannot run is named, not passed
+over in silence; the same seed draws the same inputs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from slotwise.core.backend import Backend, Kernel, backend_names, load_backend
+from slotwise.core.contract import Case, OpContract
+from slotwise.core.errors import BackendError, OptionError, nearest
+from slotwise.core.measures import cosine, ulps_between
+from slotwise.core.ops import contract_of, contracts
+from slotwise.core.specs import DType
+from slotwise.core.validate import CaseResult, Trial, cases_of, check_row_invariance, dtypes_of, try_case
+from slotwise.inspect.calls import plan_calls
+from slotwise.inspect.waivers import Waiver, read_waivers
+from slotwise.plans.plan import Plan
+
+Verdict = Literal["ok", "refused", "waived", "failed", "unexpected pass"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One kernel on one case: `check` is `oracle` (means its op, within its borders) or `rows` (row invariance).
+
+    `rule` is the promise that a failure broke. `ulps` is the greatest distance in representable numbers, `cosine` the
+    least over the outputs, `seconds` the fastest launch; each None where it was not measured. `reason` is why a kernel
+    refused the call, or the waiver's reason.
+    """
+
+    op: str
+    backend: str
+    kernel: str
+    dtype: str
+    case: str
+    check: str
+    verdict: Verdict
+    rule: str = ""
+    message: str = ""
+    max_abs: float | None = None
+    max_rel: float | None = None
+    ulps: int | None = None
+    cosine: float | None = None
+    seconds: float | None = None
+    reason: str = ""
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether this check fails the run."""
+        return self.verdict in ("failed", "unexpected pass")
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Two kernels (`backend:kernel`) on one case, compared with each other: greatest distances, over all outputs."""
+
+    op: str
+    dtype: str
+    case: str
+    left: str
+    right: str
+    max_abs: float
+    ulps: int
+
+    @property
+    def is_bit_equal(self) -> bool:
+        """Whether the two gave the same bits (0 and -0 count as one)."""
+        return self.ulps == 0
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What a run found. `missing` maps backends that could not run here to the reason."""
+
+    checks: tuple[Check, ...]
+    agreements: tuple[Agreement, ...]
+    missing: Mapping[str, str]
+    seed: int
+    about: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check is out of its declared tolerance and no waiver is left over."""
+        return not self.wrong
+
+    @property
+    def wrong(self) -> tuple[Check, ...]:
+        """The checks that fail the run."""
+        return tuple(check for check in self.checks if check.is_wrong)
+
+    def to_json(self) -> str:
+        """Everything, as JSON text."""
+        from slotwise.inspect.crossvalidate_report import as_json
+
+        return as_json(self)
+
+    def to_html(self) -> str:
+        """One self-contained page."""
+        from slotwise.inspect.crossvalidate_report import as_html
+
+        return as_html(self)
+
+    def __str__(self) -> str:
+        from slotwise.inspect.crossvalidate_report import as_text
+
+        return as_text(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One kernel to be tried on one case."""
+
+    contract: OpContract
+    backend: Backend
+    kernel: Kernel
+    case: Case
+    dtype: DType
+
+
+def crossvalidate(
+    plan: Plan | str | Path | None = None,
+    *,
+    backends: Sequence[str | Backend] | str | None = None,
+    ops: Sequence[str] | str | None = None,
+    dtypes: Sequence[str | DType] | str | None = None,
+    cases: Sequence[str] | str | None = None,
+    seed: int = 0,
+    waivers: Sequence[Waiver] | str | Path = (),
+    timed: bool = True,
+    progress: Progress | None = None,
+) -> CrossValidation:
+    """Try every kernel on every case of its op, in every dtype; or, with `plan`, on exactly that plan's calls.
+
+    `backends` are names or `Backend` records (default: all that this machine can run); `ops` and `cases` are patterns
+    as a shell's; `waivers` a file or records. Raises OptionError for a filter that matches nothing, BackendError for a
+    backend that was named and cannot run here, PlanError for a plan that cannot be read.
+    """
+    chosen, missing = _backends(backends)
+    if isinstance(plan, (str, Path)):
+        plan = Plan.load(plan)
+    excuses = read_waivers(waivers) if isinstance(waivers, (str, Path)) else tuple(waivers)
+    wanted = tuple(DType.parse(d) for d in _several(dtypes))
+    jobs = list(_case_jobs(chosen, seed) if plan is None else _plan_jobs(plan, chosen, backends is not None, seed))
+    jobs = _filtered(jobs, _several(ops), wanted, _several(cases))
+    checks: list[Check] = []
+    agreements: list[Agreement] = []
+    trials: list[tuple[_Job, Trial]] = []
+    for number, job in enumerate(jobs):
+        if trials and _company(trials[-1][0]) != _company(job):
+            agreements += _agreements(trials)
+            trials.clear()
+        trial = try_case(job.kernel, job.contract, job.case, job.dtype, device=job.backend.device, timed=timed)
+        trials.append((job, trial))
+        checks.append(_settle(_oracle_check(job, trial), excuses))
+        if job.contract.rows is not None and job.kernel.is_row_invariant(1) and trial.result.outcome != "refused":
+            rows = check_row_invariance(job.kernel, job.contract, job.case, job.dtype, device=job.backend.device)
+            checks.append(_settle(_check(job, "rows", rows), excuses))
+        if progress is not None:
+            progress("validating", number + 1, len(jobs))
+    agreements += _agreements(trials)
+    about = "the contracts' cases" if plan is None else f"the calls of the plan for {plan.target.model}"
+    return CrossValidation(tuple(checks), tuple(agreements), missing, seed, about)
+
+
+def _backends(named: Sequence[str | Backend] | str | None) -> tuple[list[Backend], dict[str, str]]:
+    """The backends to try, and those that cannot run here with the reason."""
+    found: list[Backend] = []
+    missing: dict[str, str] = {}
+    for each in backend_names() if named is None else _several(named):
+        try:
+            backend = load_backend(each) if isinstance(each, str) else each
+            reason = backend.unavailable()
+        except BackendError as error:
+            if named is not None:
+                raise
+            missing[str(each)] = str(error)
+            continue
+        if reason is None:
+            found.append(backend)
+        elif named is not None:
+            raise BackendError(f"backend {backend.name!r} cannot run here: {reason}")
+        else:
+            missing[backend.name] = reason
+    return found, missing
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """One or several of something, or none."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, (str, DType, Backend)) else tuple(value)
+
+
+def _case_jobs(backends: Sequence[Backend], seed: int) -> Iterator[_Job]:
+    for contract in contracts().values():
+        cases = cases_of(contract, seed)
+        for dtype in dtypes_of(contract):
+            for case in cases:
+                for backend in backends:
+                    for kernel in backend.kernels_for(contract.name):
+                        yield _Job(contract, backend, kernel, case, dtype)
+
+
+def _plan_jobs(plan: Plan, backends: Sequence[Backend], are_named: bool, seed: int) -> Iterator[_Job]:
+    """The plan's own kernels on its calls; where backends were named, their kernels for the same calls beside them."""
+    known = {backend.name: backend for backend in backends}
+    for call in plan_calls(plan, seed):
+        contract = contract_of(call.op)
+        name, _, kernel_name = call.kernel.partition(":")
+        own = known.get(name) or load_backend(name)
+        if not are_named or name in known:
+            yield _Job(contract, own, own.kernel(kernel_name), call.case, call.dtype)
+        for backend in backends if are_named else ():
+            for kernel in backend.kernels_for(call.op):
+                if (backend.name, kernel.name) != (name, kernel_name):
+                    yield _Job(contract, backend, kernel, call.case, call.dtype)
+
+
+def _filtered(jobs: list[_Job], ops: Sequence[object], dtypes: Sequence[DType], cases: Sequence[object]) -> list[_Job]:
+    namings: tuple[tuple[str, Sequence[object], Callable[[_Job], str]], ...] = (
+        ("op", ops, lambda job: job.contract.name),
+        ("dtype", [dtype.value for dtype in dtypes], lambda job: job.dtype.value),
+        ("case", cases, lambda job: job.case.name),
+    )
+    for word, patterns, name_of in namings:
+        if not patterns:
+            continue
+        names = sorted({name_of(job) for job in jobs})
+        for pattern in patterns:
+            if not fnmatch.filter(names, str(pattern)):
+                raise OptionError(
+                    f"no {word} here matches {pattern!r}{nearest(str(pattern), names)}; there are {', '.join(names)}"
+                )
+        jobs = [job for job in jobs if any(fnmatch.fnmatchcase(name_of(job), str(p)) for p in patterns)]
+    if not jobs:
+        raise OptionError("there is nothing to validate: the chosen backends have no kernel for what was asked")
+    return jobs
+
+
+def _company(job: _Job) -> tuple[str, str, str]:
+    return job.contract.name, job.dtype.value, job.case.name
+
+
+def _check(job: _Job, check: str, result: CaseResult) -> Check:
+    verdict: Verdict = "ok" if result.outcome == "passed" else result.outcome
+    message, reason = ("", result.message) if verdict == "refused" else (result.message, "")
+    return Check(
+        op=job.contract.name,
+        backend=job.backend.name,
+        kernel=job.kernel.name,
+        dtype=job.dtype.value,
+        case=job.case.name,
+        check=check,
+        verdict=verdict,
+        rule=result.rule,
+        message=message,
+        reason=reason,
+    )
+
+
+def _oracle_check(job: _Job, trial: Trial) -> Check:
+    check = replace(_check(job, "oracle", trial.result), seconds=trial.seconds)
+    if not trial.outputs:
+        return check
+    pairs = list(_pairs(job.contract, trial.outputs, trial.expected))
+    return replace(
+        check,
+        max_abs=trial.result.max_abs,
+        max_rel=trial.result.max_rel,
+        ulps=max((int(ulps_between(got, want).max()) for got, want in pairs if got.numel()), default=0),
+        cosine=min((cosine(got, want) for got, want in pairs if got.is_floating_point()), default=None),
+    )
+
+
+def _pairs(
+    contract: OpContract, left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What of two results means something: a row that is not `ok` has no token."""
+    ok = right.get("ok")
+    for name, got in left.items():
+        want = right[name]
+        if ok is not None and name != "ok" and not got.is_floating_point():
+            got, want = got[ok.bool()], want[ok.bool()]
+        yield got.cpu(), want.cpu()
+
+
+def _agreements(trials: Sequence[tuple[_Job, Trial]]) -> Iterator[Agreement]:
+    """Every two kernels of different backends on the same case."""
+    ran = [(job, trial) for job, trial in trials if trial.outputs]
+    for place, (job, trial) in enumerate(ran):
+        for other, its in ran[place + 1 :]:
+            if other.backend.name == job.backend.name:
+                continue
+            pairs = list(_pairs(job.contract, trial.outputs, its.outputs))
+            gaps = [(a.double() - b.double()).abs().nan_to_num(nan=0.0) for a, b in pairs if a.numel()]
+            yield Agreement(
+                *_company(job),
+                f"{job.backend.name}:{job.kernel.name}",
+                f"{other.backend.name}:{other.kernel.name}",
+                max((float(gap.max()) for gap in gaps), default=0.0),
+                max((int(ulps_between(a, b).max()) for a, b in pairs if a.numel()), default=0),
+            )
+
+
+def _settle(check: Check, waivers: Sequence[Waiver]) -> Check:
+    """The check with what the waivers make of it."""
+    if check.verdict == "refused":
+        return check
+    for waiver in waivers:
+        names = {name: getattr(check, name) for name in ("op", "backend", "kernel", "dtype", "case", "check")}
+        if waiver.covers(**names):
+            verdict: Verdict = "waived" if check.verdict == "failed" else "unexpected pass"
+            return replace(check, verdict=verdict, reason=waiver.reason)
+    return check

@@ -1,0 +1,172 @@
+"""Cross-validation as people read it: a table, JSON, a page.
+
+What always holds: a table has a line for each kernel and dtype with the worst of its cases; whatever is wrong stands
+below it in full, one block a check, and nothing wrong is left out of any form.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from slotwise.inspect.crossvalidate import Agreement, Check, CrossValidation
+from slotwise.inspect.page import build_page
+
+SCHEMA = 1
+RULES = ("runs", "guard zones", "inputs stay", "all written")
+
+
+def as_text(found: CrossValidation, *, every_case: bool = False, width: int = 140) -> str:
+    """The table, what is wrong, and a closing line."""
+    text = io.StringIO()
+    console = Console(file=text, width=width, no_color=True, highlight=False, legacy_windows=False)
+    show(found, console, every_case=every_case)
+    return text.getvalue().rstrip("\n")
+
+
+def show(found: CrossValidation, console: Console, *, every_case: bool = False) -> None:
+    """Print to a console, in colour where it has any."""
+    console.print(_table(found.checks, every_case=every_case))
+    agreements = _pair_table(found.agreements)
+    if agreements is not None:
+        console.print(agreements)
+    for name, reason in found.missing.items():
+        console.print(f"not here: {name}: {reason}", markup=False, soft_wrap=True)
+    for check in found.checks:
+        if check.verdict == "waived":
+            console.print(f"waived: {_name(check)}: {check.reason}", markup=False, soft_wrap=True)
+    for check in found.wrong:
+        console.print(f"{check.verdict.upper()}: {_name(check)}", markup=False, style="bold red", soft_wrap=True)
+        if check.verdict == "failed":
+            console.print(f"  {check.rule}: {check.message}", markup=False, soft_wrap=True)
+        else:
+            console.print(f"  it passes; remove its waiver ({check.reason})", markup=False, soft_wrap=True)
+    console.print(closing_line(found), markup=False, soft_wrap=True)
+
+
+def closing_line(found: CrossValidation) -> str:
+    """What was checked and how it ended, in one line."""
+    counts: dict[str, int] = {}
+    for check in found.checks:
+        counts[check.verdict] = counts.get(check.verdict, 0) + 1
+    parts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    return f"{len(found.checks)} checks of {found.about}, seed {found.seed}: {parts}"
+
+
+def _table(checks: Iterable[Check], *, every_case: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    heads = ("op", "backend:kernel", "dtype", "case" if every_case else "cases", "max abs", "max rel", "ULPs")
+    for head in (*heads, "1 - cosine", "borders", "rows", "time", "verdict"):
+        table.add_column(head, justify="left" if head in ("op", "backend:kernel", "dtype", "case") else "right")
+    groups: dict[tuple[str, ...], list[Check]] = {}
+    for check in checks:
+        key: tuple[str, ...] = (check.op, f"{check.backend}:{check.kernel}", check.dtype)
+        groups.setdefault((*key, check.case) if every_case else key, []).append(check)
+    for key, group in groups.items():
+        names = key if every_case else (*key, str(len({check.case for check in group})))
+        oracle = [check for check in group if check.check == "oracle"]
+        table.add_row(*names, *_measures(oracle), _borders(oracle), _rows(group), _time(oracle), _verdict(group))
+    return table
+
+
+def _measures(checks: list[Check]) -> tuple[str, ...]:
+    cosines = [check.cosine for check in checks if check.cosine is not None]
+    ulps = [check.ulps for check in checks if check.ulps is not None]
+    return (
+        _greatest(check.max_abs for check in checks),
+        _greatest(check.max_rel for check in checks),
+        (f"{max(ulps):,}" if max(ulps) < 2**62 else "NaN") if ulps else "-",
+        f"{max(0.0, 1 - min(cosines)):.1e}" if cosines else "-",
+    )
+
+
+def _greatest(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return "-" if not known else "0" if not max(known) else f"{max(known):.1e}"
+
+
+def _borders(checks: list[Check]) -> str:
+    broken = [check.rule for check in checks if check.rule in RULES]
+    ran = [check for check in checks if check.verdict != "refused"]
+    return broken[0] if broken else "kept" if ran else "-"
+
+
+def _rows(checks: list[Check]) -> str:
+    rows = [check for check in checks if check.check == "rows"]
+    return "-" if not rows else "broken" if any(check.rule for check in rows) else "same bits"
+
+
+def _time(checks: list[Check]) -> str:
+    seconds = [check.seconds for check in checks if check.seconds is not None]
+    return "-" if not seconds else f"{max(seconds) * 1e6:,.0f} us"
+
+
+def _verdict(checks: list[Check]) -> str:
+    wrong = sum(check.is_wrong for check in checks)
+    if wrong:
+        return f"[bold red]{wrong} WRONG[/]"
+    waived = sum(check.verdict == "waived" for check in checks)
+    if waived:
+        return f"[yellow]{waived} waived[/]"
+    return "refused" if all(check.verdict == "refused" for check in checks) else "[green]ok[/]"
+
+
+def _pair_table(agreements: Iterable[Agreement]) -> Table | None:
+    """Kernels against each other: the greatest distance, and how many cases have the same bits."""
+    groups: dict[tuple[str, str, str, str], list[Agreement]] = {}
+    for each in agreements:
+        groups.setdefault((each.op, each.dtype, each.left, each.right), []).append(each)
+    if not groups:
+        return None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="backends against each other", title_justify="left")
+    for head in ("op", "dtype", "one", "another"):
+        table.add_column(head)
+    for head in ("max abs", "ULPs", "same bits"):
+        table.add_column(head, justify="right")
+    for key, group in groups.items():
+        equal = sum(each.is_bit_equal for each in group)
+        ulps = max(each.ulps for each in group)
+        most = "NaN" if ulps >= 2**62 else f"{ulps:,}"
+        table.add_row(*key, _greatest(each.max_abs for each in group), most, f"{equal} of {len(group)}")
+    return table
+
+
+def _name(check: Check) -> str:
+    return f"{check.op} {check.backend}:{check.kernel} {check.dtype} case {check.case!r} ({check.check})"
+
+
+def as_json(found: CrossValidation) -> str:
+    """All checks and agreements; what is not a finite number is null."""
+    return json.dumps(_data(found), indent=1, allow_nan=False) + "\n"
+
+
+def as_html(found: CrossValidation) -> str:
+    """One page without a reference to anything outside itself."""
+    return build_page("slotwise xval", "report.html", _data(found), scripts=("report.js",))
+
+
+def _data(found: CrossValidation) -> dict[str, Any]:
+    return {
+        "slotwise_xval": SCHEMA,
+        "about": found.about,
+        "seed": found.seed,
+        "passed": found.passed,
+        "summary": closing_line(found),
+        "torch": torch.__version__,
+        "missing": dict(found.missing),
+        "checks": [_plain(asdict(check)) for check in found.checks],
+        "agreements": [_plain(asdict(each)) for each in found.agreements],
+    }
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}

@@ -1,0 +1,318 @@
+"""The recorder: writes what the engine decides, step by step, as it happens.
+
+Owns `Recorder` and `record`. What always holds: each line is flushed before the next step begins, so a crash leaves
+all that came before it; the recorder changes nothing of what is generated; a disk that fails ends the recording, not
+the requests, and is reported when the recording is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import slotwise
+from slotwise.core.errors import OptionError
+from slotwise.core.pages import PagePool
+from slotwise.engine.acceptance import Verdict
+from slotwise.engine.engine import Engine
+from slotwise.engine.observer import BoundCall, Observer
+from slotwise.engine.sequence import Sequence as Running
+from slotwise.inspect.recording import KEY, SCHEMA, Json, sampling_to_json, write_line
+from slotwise.plans.binding import Binding
+from slotwise.plans.program import TARGET, Program
+
+Sink = Callable[[Json], None]
+
+
+def header_of(
+    engine: Engine, folders: Mapping[str, str | None], *, from_start: bool, tensors: str | None = None
+) -> Json:
+    """The first line: versions, the plan with its digest and fingerprints, and where the checkpoints were."""
+    return {
+        KEY: SCHEMA,
+        "version": slotwise.__version__,
+        "from_start": from_start,
+        "folders": dict(folders),
+        "tensors": tensors,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "plan": json.loads(engine.plan.to_json()),
+    }
+
+
+class Recorder(Observer):
+    """Turns what an engine does into lines for `sink`. Attach it while the engine is idle."""
+
+    def __init__(self, engine: Engine, sink: Sink) -> None:
+        self._engine, self._sink = engine, sink
+        self._watch = SlotWatch(engine)
+        self._live: dict[int, Running] = {}
+        self._seen: dict[int, tuple[str, int | None, int]] = {}
+        self._line: Json = {}
+        self._started = self._began = time.perf_counter()
+
+    def added(self, sequence: Running) -> None:
+        """See `Observer`."""
+        self._sink(request_line(sequence, self._engine.epoch))
+        self._live[sequence.id] = sequence
+        self._seen[sequence.id] = ("waiting", None, 0)
+
+    def began(self, epoch: int) -> None:
+        """See `Observer`."""
+        self.report_cancelled()
+        self._began = time.perf_counter()
+        self._line = {"step": epoch, "prefill": [], "decode": None}
+
+    def bound(self, binding: Binding) -> None:
+        """See `Observer`."""
+        if binding.step.limits:
+            self._line["decode"] = decode_line(binding)
+            self._line["bound"] = self._watch.changes()
+        else:
+            (span,) = binding.spans
+            self._line["prefill"].append(
+                {
+                    "seq": binding.sequences[0],
+                    "role": span.role,
+                    "lane": int(span.lanes[0]),
+                    "begin": int(span.begin[0]),
+                    "end": int(span.end[0]),
+                    "known": int(binding.length[0]),
+                }
+            )
+
+    def judged(self, binding: Binding, verdicts: Sequence[Verdict]) -> None:
+        """See `Observer`."""
+        tokens = self._engine.lanes.tokens
+        self._line["decode"]["drafts"] = [
+            tokens[lane, length : length + width].tolist()
+            for lane, length, width in zip(
+                binding.lanes.tolist(), binding.length.tolist(), binding.width.tolist(), strict=True
+            )
+        ]
+        self._line["decode"]["accepted"] = [len(verdict.candidates) - (verdict.fault is None) for verdict in verdicts]
+
+    def ended(self, epoch: int) -> None:
+        """See `Observer`."""
+        self._sink(self._finished_line())
+
+    def crashed(self, epoch: int, error: Exception) -> None:
+        """See `Observer`."""
+        self._sink({**crash_line(self._engine, epoch, error, self._live.values()), "under_way": self._line})
+
+    def report_cancelled(self) -> None:
+        """Write a line for each sequence that was ended from outside since the last step."""
+        for number, sequence in list(self._live.items()):
+            if sequence.state == "done" and self._seen[number][0] != "done":
+                if sequence.finish_reason == "cancelled":
+                    self._sink({"cancel": number, "after": self._engine.epoch})
+                del self._live[number]
+
+    def _finished_line(self) -> Json:
+        line, now = self._line, time.perf_counter()
+        line["tokens"], line["sequences"], line["ended"] = [], [], []
+        for number, sequence in list(self._live.items()):
+            state, lane, count = self._seen[number]
+            fresh = sequence.tokens[sequence.prompt_length + count :]
+            if fresh:
+                line["tokens"].append([number, fresh])
+            if (sequence.state, sequence.lane) != (state, lane):
+                line["sequences"].append([number, sequence.state, sequence.lane])
+            self._seen[number] = (sequence.state, sequence.lane, count + len(fresh))
+            if sequence.state == "done":
+                line["ended"].append([number, sequence.finish_reason, _text(sequence.error)])
+                del self._live[number]
+        line["after"] = self._watch.changes()
+        line["ledger"] = ledger_sums(self._engine)
+        line["t"], line["s"] = round(self._began - self._started, 6), round(now - self._began, 6)
+        return line
+
+
+class SlotWatch:
+    """Says what changed of pages, page tables and marks since it was last asked, by role; see docs/recordings.md."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._roles = engine.ledger.roles
+        self._pages: dict[str, dict[int, tuple[int, int]]] = {role: {} for role in self._roles}
+        self._tables: dict[str, dict[int, list[int]]] = {role: {} for role in self._roles}
+        self._marks: dict[str, dict[int, tuple[int, int]]] = {role: {} for role in self._roles}
+
+    def changes(self) -> Json:
+        """By role: `pages` [[page, holders, cached]], `tables` [[lane, from, [page, ...]]], `marks` [[lane, committed,
+        reserved]]; what did not change is left out.
+        """
+        found: Json = {}
+        for name, role in self._roles.items():
+            tables, marks = [], []
+            for lane in range(len(role.committed)):
+                table = role.page_table[lane, : role.page_count[lane]].tolist()
+                before = self._tables[name].get(lane, [])
+                if table != before:
+                    same = next((i for i, (a, b) in enumerate(zip(table, before, strict=False)) if a != b), None)
+                    start = min(len(table), len(before)) if same is None else same
+                    tables.append([lane, start, table[start:]])
+                    self._tables[name][lane] = table
+                mark = (int(role.committed[lane]), int(role.reserved[lane]))
+                if mark != self._marks[name].get(lane, (0, 0)):
+                    marks.append([lane, *mark])
+                    self._marks[name][lane] = mark
+            changed = {"pages": self._changed_pages(name, role.pool), "tables": tables, "marks": marks}
+            if any(changed.values()):
+                found[name] = {key: value for key, value in changed.items() if value}
+        return found
+
+    def _changed_pages(self, name: str, pool: PagePool) -> list[list[int]]:
+        cached, known = set(pool.cached), self._pages[name]
+        changed = []
+        for page, holders in enumerate(pool.references.tolist()):
+            state = (holders, int(page in cached))
+            if state != known.get(page, (0, 0)):
+                changed.append([page, *state])
+                known[page] = state
+        return changed
+
+
+def request_line(sequence: Running, epoch: int) -> Json:
+    """A request with the seed that it got."""
+    return {
+        "request": sequence.id,
+        "after": epoch,
+        "prompt_ids": list(sequence.request.prompt_ids),
+        "sampling": sampling_to_json(sequence.request.sampling, sequence.seed),
+        "granted": sequence.granted,
+    }
+
+
+def decode_line(binding: Binding) -> Json:
+    """A decode step's numbers; `known` are those of the width formula that vary by sequence or step."""
+    return {
+        "seq": list(binding.sequences),
+        "lane": binding.lanes.tolist(),
+        "len": binding.length.tolist(),
+        "k": binding.width.tolist(),
+        "spans": {
+            span.role: [
+                list(row) for row in zip(span.lanes.tolist(), span.begin.tolist(), span.end.tolist(), strict=True)
+            ]
+            for span in binding.spans
+        },
+        "known": {name: _plain(value) for name, value in binding.known.items()},
+    }
+
+
+def ledger_sums(engine: Engine) -> Json:
+    """Pages and slot flow of each role: the two equations' terms."""
+    found = {}
+    for name, role in engine.ledger.roles.items():
+        count, flow = role.pool.count(), role.flow
+        found[name] = {
+            "free": count.free,
+            "held": count.held,
+            "cached": count.cached,
+            "total": count.total,
+            "reserved": flow.reserved,
+            "committed": flow.committed,
+            "released": flow.released,
+        }
+    return found
+
+
+def crash_line(engine: Engine, epoch: int, error: Exception, live: Any) -> Json:
+    """What raised, where, the ledger as it was left, and the tokens that every live sequence had."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    return {
+        "crash": epoch,
+        "error": type(error).__name__,
+        "message": str(error),
+        "where": "" if last is None else f"{Path(last.filename).name}:{last.lineno} in {last.name}",
+        "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        "ledger": str(engine.ledger),
+        "tokens": {str(s.id): s.tokens[s.prompt_length :] for s in live},
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _text(error: Exception | None) -> str | None:
+    return None if error is None else str(error)
+
+
+class LogitsKeeper:
+    """An executor's conductor that keeps the target's logits of every call, `step<epoch>.call<n>` f32 [rows, V]."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._counts: dict[int, int] = {}
+
+    def __call__(self, program: Program, calls: tuple[BoundCall, ...]) -> None:
+        """Run the calls; copy the logits of real rows."""
+        for call in calls:
+            call.launch()
+        if program.role != TARGET:
+            return
+        buffers, epoch = self._engine.executor.buffers, self._engine.epoch
+        rows = 1 if program.kind == "prefill" else int(buffers["row_start"][program.rows])
+        number = self._counts[epoch] = self._counts.get(epoch, -1) + 1
+        self.tensors[f"step{epoch}.call{number}"] = buffers["logits"][:rows].clone()
+
+
+@contextmanager
+def record(
+    engine: Engine, path: str | Path, folders: Mapping[str, str | None], *, tensors: bool = False
+) -> Iterator[Recorder]:
+    """Record what `engine` does into the file `path` until the block ends; `tensors` keeps logits too.
+
+    Raises OptionError when the file cannot be written, or the engine is busy.
+    """
+    if not engine.is_idle:
+        raise OptionError("a recording begins while nothing runs; finish or cancel the running requests first")
+    beside = f"{Path(path).name}.safetensors" if tensors else None
+    try:
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise OptionError(f"recording {path}: cannot be written: {error}") from error
+    faults: list[OSError] = []
+
+    def write(line: Json) -> None:
+        if faults:
+            return
+        try:
+            file.write(write_line(line))
+            file.flush()
+        except OSError as error:
+            faults.append(error)
+
+    recorder = Recorder(engine, write)
+    write(header_of(engine, folders, from_start=engine.epoch == 0, tensors=beside))
+    keeper = LogitsKeeper(engine) if tensors else None
+    engine.observers.append(recorder)
+    before = engine.executor.conductor
+    if keeper is not None:
+        engine.executor.conductor = keeper
+    try:
+        yield recorder
+    finally:
+        engine.observers.remove(recorder)
+        engine.executor.conductor = before
+        recorder.report_cancelled()
+        write({"end": engine.epoch})
+        try:
+            file.close()
+            if keeper is not None:
+                save_file(keeper.tensors, f"{path}.safetensors")
+        except OSError as error:
+            faults.append(error)
+    if faults:
+        raise OptionError(f"recording {path} is incomplete: {faults[0]}; what was generated is not touched by it")
