@@ -1,0 +1,37 @@
+"""Triton kernels: on an NVIDIA GPU natively, on a CPU in Triton's interpreter.
+
+Owns `BACKEND`. What always holds: the same functions run in both; without a GPU the backend's tensors live on the CPU,
+where it is a way to check kernels, hundreds of times slower than `reference`.
+"""
+
+from __future__ import annotations
+
+import torch
+from triton.runtime.jit import JITFunction
+
+from slotwise.backends.cuda_triton import attention, embedding, linear, norm, rotary, sampling
+from slotwise.core.backend import Backend
+
+
+def _unavailable() -> str | None:
+    if not isinstance(attention.attend, JITFunction):
+        return "TRITON_INTERPRET was set when Triton was imported; unset it: this backend interprets by itself on a CPU"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        name = torch.cuda.get_device_name()
+        return f"{name} is older than sm_80 (Ampere); set CUDA_VISIBLE_DEVICES= to run in Triton's interpreter"
+    return None
+
+
+BACKEND = Backend(
+    name="cuda_triton",
+    kernels=(
+        *embedding.KERNELS,
+        *norm.KERNELS,
+        *linear.KERNELS,
+        *rotary.KERNELS,
+        *attention.KERNELS,
+        *sampling.KERNELS,
+    ),
+    unavailable=_unavailable,
+    device="cuda" if torch.cuda.is_available() else "cpu",
+)
