@@ -103,13 +103,14 @@ class Backend:
     """A named set of kernels, in the backend's own order of preference.
 
     `unavailable()` is None where this machine can run it, else the reason and what to do. `device` is where buffers
-    live (`"cpu"` or `"cuda"`).
+    live (`"cpu"` or `"cuda"`). `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 
     name: str
     kernels: tuple[Kernel, ...]
     unavailable: Callable[[], str | None]
     device: str = "cpu"
+    note: str = ""
 
     def kernels_for(self, op: str) -> tuple[Kernel, ...]:
         """This backend's kernels for `op`, most preferred first."""

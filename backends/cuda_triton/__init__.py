@@ -34,4 +34,5 @@ BACKEND = Backend(
     ),
     unavailable=_unavailable,
     device="cuda" if torch.cuda.is_available() else "cpu",
+    note="" if torch.cuda.is_available() else "no GPU, so in Triton's interpreter: to check kernels, not for speed",
 )

@@ -31,8 +31,9 @@ _LIMIT = "max_"
 
 @dataclass(frozen=True)
 class Configuration:
-    """One entry: compile-time constants by name, warps a program, pipeline stages."""
+    """One entry of the table `kernel`: compile-time constants by name, warps a program, pipeline stages."""
 
+    kernel: str
     num_warps: int
     num_stages: int
     constants: Mapping[str, int] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class Configuration:
 
     def __str__(self) -> str:
         sizes = " ".join(f"{name.lower()}={value}" for name, value in self.constants.items())
-        return f"{sizes} warps={self.num_warps} stages={self.num_stages}".strip()
+        return " ".join(filter(None, (self.kernel, sizes, f"warps={self.num_warps} stages={self.num_stages}")))
 
 
 @functools.cache
@@ -87,6 +88,11 @@ def entries(kernel: str, generation: str) -> tuple[Configuration, ...]:
     return (*_user_entries(kernel, generation), *own.get(generation, own.get(ANY, ())))
 
 
+def choices(generation: str) -> frozenset[str]:
+    """Every entry that some call can choose on `generation`, as text."""
+    return frozenset(str(entry) for kernel in load_table() for entry in entries(kernel, generation))
+
+
 @functools.cache
 def load_table() -> Mapping[str, Mapping[str, tuple[Configuration, ...]]]:
     """The project's table: kernel -> generation -> entries."""
@@ -118,13 +124,14 @@ def read_table(path: Path) -> Mapping[str, Mapping[str, tuple[Configuration, ...
                     f"{path}: {kernel}.{generation} is no generation; expected {', '.join(GENERATIONS)}, any or interpreter"
                 )
         found[kernel] = {
-            generation: tuple(_entries(path, f"{kernel}.{generation}", listed))
+            generation: tuple(_entries(path, kernel, generation, listed))
             for generation, listed in generations.items()
         }
     return found
 
 
-def _entries(path: Path, where: str, listed: Any) -> Iterator[Configuration]:
+def _entries(path: Path, kernel: str, generation: str, listed: Any) -> Iterator[Configuration]:
+    where = f"{kernel}.{generation}"
     for entry in listed if isinstance(listed, list) else [listed]:
         if not isinstance(entry, dict) or not all(type(value) is int and value > 0 for value in entry.values()):
             raise BackendError(f"{path}: {where} must list tables of whole numbers above 0, has {entry!r:.100}")
@@ -138,4 +145,4 @@ def _entries(path: Path, where: str, listed: Any) -> Iterator[Configuration]:
                 + (f"{', '.join(unknown)}; known are block*, max_*, warps and stages" if unknown else "")
                 + (f"{', '.join(wrong)} that is no power of two" if wrong else "")
             )
-        yield Configuration(entry.get("warps", 4), entry.get("stages", 2), sizes, limits)
+        yield Configuration(kernel, entry.get("warps", 4), entry.get("stages", 2), sizes, limits)

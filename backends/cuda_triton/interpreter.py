@@ -2,8 +2,9 @@
 
 Owns `interpret`. What always holds: kernels are ordinary `@triton.jit` functions, and no environment variable is read
 or set. Triton's own interpreter does the work; for the length of one launch its language is patched as Triton patches
-it, helpers are called as Python functions, and two of its faults are mended: `tl.dot` of bf16 multiplied the raw bits,
-and float32 to bf16 truncated instead of rounding to nearest even. An out-of-bounds access raises nothing here;
+it, helpers are called as Python functions, and three of its faults are mended: `tl.dot` of bf16 multiplied the raw
+bits, any `tl.dot` rounded a row by its place in the tile (as the BLAS below it does), and float32 to bf16 truncated
+instead of rounding to nearest even. An out-of-bounds access raises nothing here;
 `core/validate.py` puts guard zones around buffers for that.
 """
 
@@ -109,18 +110,25 @@ def _call_helper(self: JITFunction[Any], *arguments: object, **named: object) ->
     return rewritten(self.fn)(*arguments, **named)
 
 
-_dot_of_peer = peer.InterpreterBuilder.create_dot
 _convert_of_peer = peer._convert_float
 
 
-def _dot(self: object, a: Any, b: Any, d: Any, *rest: object) -> object:
-    """bf16 is held as raw 16-bit numbers, which must become float32 before they are multiplied."""
-    wide = [_widened(operand) if operand.dtype.scalar == tl.bfloat16 else operand for operand in (a, b)]
-    return _dot_of_peer(self, *wide, d, *rest)
+def _dot(self: object, a: Any, b: Any, d: Any, *_: object) -> object:
+    """a times b added to d in float32, one k after another, so that a row's bits are its own wherever it lies.
+
+    bf16 is held as raw 16-bit numbers, which must become float32 before they are multiplied. A BLAS, which Triton's
+    interpreter calls, rounds a row by its place in the tile; a tensor core does not.
+    """
+    left, right = _widened(a), _widened(b)
+    total = d.data.astype(np.float32, copy=True)
+    for k in range(left.shape[1]):
+        total += left[:, k : k + 1] * right[k]
+    return peer.TensorHandle(total, d.dtype.scalar)
 
 
-def _widened(operand: Any) -> object:
-    return peer.TensorHandle(_from_bf16(operand.data), tl.float32)
+def _widened(operand: Any) -> Any:
+    data = _from_bf16(operand.data) if operand.dtype.scalar == tl.bfloat16 else operand.data
+    return np.ascontiguousarray(data, dtype=np.float32)
 
 
 def _from_bf16(raw: Any) -> Any:
