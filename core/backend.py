@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,13 +103,16 @@ class Backend:
     """A named set of kernels, in the backend's own order of preference.
 
     `unavailable()` is None where this machine can run it, else the reason and what to do. `device` is where buffers
-    live (`"cpu"` or `"cuda"`). `note` is what a user should know about running it here; `slotwise doctor` prints it.
+    live (`"cpu"` or `"cuda"`). `chain`, where a backend has one, makes one launch of its own consecutive launches, to be
+    run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
+    `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 
     name: str
     kernels: tuple[Kernel, ...]
     unavailable: Callable[[], str | None]
     device: str = "cpu"
+    chain: Callable[[Sequence[Launch], int | None], Launch] | None = None
     note: str = ""
 
     def kernels_for(self, op: str) -> tuple[Kernel, ...]:

@@ -25,14 +25,14 @@ CacheEffect = Literal["pure", "reads", "writes"]
 class Argument:
     """An input or output: its name, named dimensions, and dtype.
 
-    `dtype` is a `DType`, or the name of a dtype variable: all arguments that say `"float"` share one floating-point
-    type. `dims` are names to be matched (`"T"`), sizes, or a name plus a constant (`"B+1"`). `cache` marks a K/V cache:
-    `reads`, or `writes` when the op changes it in place.
+    `dtype` is a `DType`, several of which one is meant, or the name of a dtype variable: all arguments that say
+    `"float"` share one floating-point type. `dims` are names to be matched (`"T"`), sizes, or a name plus a constant
+    (`"B+1"`). `cache` marks a K/V cache: `reads`, or `writes` when the op changes it in place.
     """
 
     name: str
     dims: tuple[Dim, ...]
-    dtype: DType | str = "float"
+    dtype: DType | tuple[DType, ...] | str = "float"
     optional: bool = False
     cache: CacheEffect = "pure"
 
@@ -53,7 +53,8 @@ class Tolerance:
     relative: float
 
 
-# Attributes by what they hold: whole numbers with their least value, and finite numbers from 0; all others are names.
+# Attributes by what they hold: whole numbers with their least value, one of a few numbers, and finite numbers from 0;
+# all others are names.
 COUNTS = {
     "layer": 0,
     "window": 0,
@@ -64,6 +65,7 @@ COUNTS = {
     "kv_heads": 1,
     "head_dim": 1,
 }
+CHOICES = {"bits": (4, 8)}
 NUMBERS = frozenset({"eps", "scale", "softcap", "weight_offset"})
 
 EXACT = Tolerance(0.0, 0.0)
@@ -97,6 +99,9 @@ class OpContract:
     invariance speaks of it); None when the op has no such dimension. `logical` ops give meaning to a model graph and
     are lowered before kernels are chosen.
 
+    `output_dims` gives the dimensions that only outputs have; `fits(specs, attrs)` raises GraphError where inputs that
+    match one by one do not belong together.
+
     `pick_rows(inputs, rows)` gives the inputs of a call on some rows alone, in that order, repeats allowed. It is
     needed only where indexing every argument that starts with the row dimension does not do it (ragged batches, edits).
     """
@@ -115,6 +120,7 @@ class OpContract:
     span: str = ""
     logical: bool = False
     pick_rows: RowPicker | None = None
+    fits: Callable[[Sequence[TensorSpec | None], Mapping[str, Attr]], None] | None = None
 
     def inputs_of_rows(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
         """The inputs of a call on `rows` alone, in that order; raises ContractError when no dimension is the rows'."""
@@ -159,6 +165,8 @@ class OpContract:
                 continue
             self._match_dtype(argument, spec, dtypes)
             self._match_dims(argument, spec, dims)
+        if self.fits is not None:
+            self.fits(specs, attrs)
         if self.output_dims is not None:
             dims.update(self.output_dims(attrs, dims))
         return dims, dtypes
@@ -167,11 +175,7 @@ class OpContract:
         """Output specs for these input specs; raises GraphError when they do not fit the contract."""
         dims, dtypes = self.match(specs, attrs)
         return tuple(
-            TensorSpec(
-                dtypes[a.dtype] if isinstance(a.dtype, str) else a.dtype,
-                tuple(_substitute(d, dims) for d in a.dims),
-            )
-            for a in self.outputs
+            TensorSpec(self._output_dtype(a, dtypes), tuple(_substitute(d, dims) for d in a.dims)) for a in self.outputs
         )
 
     def effects_of(self, attrs: Mapping[str, Attr]) -> tuple[Effect, ...]:
@@ -195,10 +199,17 @@ class OpContract:
         sizes = {name: dim_size(dim, {}) for name, dim in dims.items()}
         return self.cost(sizes, dtypes.get("float", DType.F32).itemsize, attrs)
 
+    def _output_dtype(self, argument: Argument, dtypes: Mapping[str, DType]) -> DType:
+        if isinstance(argument.dtype, tuple):
+            raise ContractError(f"op {self.name}: output {argument.name!r} must have one dtype, not a choice")
+        return dtypes[argument.dtype] if isinstance(argument.dtype, str) else argument.dtype
+
     def _match_dtype(self, argument: Argument, spec: TensorSpec, dtypes: dict[str, DType]) -> None:
-        if isinstance(argument.dtype, DType):
-            if spec.dtype is not argument.dtype:
-                raise GraphError(f"op {self.name}: input {argument.name!r} must be {argument.dtype.value}, is {spec}")
+        if not isinstance(argument.dtype, str):
+            choice = argument.dtype if isinstance(argument.dtype, tuple) else (argument.dtype,)
+            if spec.dtype not in choice:
+                expected = " or ".join(dtype.value for dtype in choice)
+                raise GraphError(f"op {self.name}: input {argument.name!r} must be {expected}, is {spec}")
             return
         known = dtypes.setdefault(argument.dtype, spec.dtype)
         if not spec.dtype.is_float or known is not spec.dtype:
@@ -233,6 +244,10 @@ def _check_attribute(op: str, name: str, value: Attr) -> None:
         low = COUNTS[name]
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise GraphError(f"op {op}: attribute {name} must be an integer of {low} or more, is {value!r}")
+    elif name in CHOICES:
+        if isinstance(value, bool) or value not in CHOICES[name]:
+            expected = " or ".join(map(str, CHOICES[name]))
+            raise GraphError(f"op {op}: attribute {name} must be {expected}, is {value!r}")
     elif name in NUMBERS:
         if isinstance(value, (str, bool)) or not math.isfinite(value) or value < 0:
             raise GraphError(f"op {op}: attribute {name} must be a finite number of 0 or more, is {value!r}")

@@ -30,6 +30,8 @@ class DType(enum.Enum):
     BF16 = "bf16"
     I64 = "i64"
     I32 = "i32"
+    I8 = "i8"
+    U8 = "u8"
     BOOL = "bool"
 
     @property
@@ -75,6 +77,8 @@ _TORCH = {
     DType.BF16: torch.bfloat16,
     DType.I64: torch.int64,
     DType.I32: torch.int32,
+    DType.I8: torch.int8,
+    DType.U8: torch.uint8,
     DType.BOOL: torch.bool,
 }
 _DIM = re.compile(r"[0-9]+|[A-Za-z_]\w*(\+[0-9]+)?")

@@ -66,7 +66,7 @@ def cases_of(contract: OpContract, seed: int = 0) -> tuple[Case, ...]:
 def case_inputs(contract: OpContract, case: Case, dtype: DType, device: str = "cpu") -> Tensors:
     """The case's tensors as a kernel takes them: free floating-point arguments rounded to `dtype`."""
     return tuple(
-        None if value is None else value.to(device=device, dtype=_dtype_of(argument, dtype).torch).contiguous()
+        None if value is None else value.to(device=device, dtype=_dtype_of(argument, value, dtype)).contiguous()
         for argument, value in zip(contract.inputs, case.inputs, strict=True)
     )
 
@@ -313,8 +313,10 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone().reshape(len(tensor), -1).view(torch.uint8)
 
 
-def _dtype_of(argument: Argument, dtype: DType) -> DType:
-    return dtype if isinstance(argument.dtype, str) else argument.dtype
+def _dtype_of(argument: Argument, value: torch.Tensor, dtype: DType) -> torch.dtype:
+    if isinstance(argument.dtype, tuple):
+        return value.dtype  # a choice, which the case has made
+    return dtype.torch if isinstance(argument.dtype, str) else argument.dtype.torch
 
 
 def _written(contract: OpContract) -> list[Argument]:

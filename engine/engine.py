@@ -64,9 +64,10 @@ class Engine:
         eos_ids: Iterable[int] = (),
         drafter: Drafter | None = None,
         progress: Progress | None = None,
+        threads: int | None = None,
     ) -> None:
         self.plan = plan
-        self.executor = Executor(plan, weights, progress)
+        self.executor = Executor(plan, weights, progress, threads)
         self.ledger = make_ledger(plan)
         self.policy = WidthPolicy(plan.options.speculate, plan.draft_cost_ratio)
         lanes = plan.options.max_sequences

@@ -8,6 +8,7 @@ temporaries are PyTorch's); nothing outside the arena, the arrays and the caches
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -37,10 +38,17 @@ class Executor:
     """Holds what a plan needs to run. `weights` gives each role's tensors.
 
     `arrays[name]` is the engine's array `name` as numpy, sharing memory with what kernels read and write.
-    Raises PlanError when a weight does not have the shape that the plan says.
+    `threads` is the number of threads for backends that bring their own. Raises PlanError when a weight does not have
+    the shape that the plan says.
     """
 
-    def __init__(self, plan: Plan, weights: Mapping[str, WeightSource], progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Mapping[str, WeightSource],
+        progress: Progress | None = None,
+        threads: int | None = None,
+    ) -> None:
         self.plan = plan
         check_memory(plan)
         self.buffers = {name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch) for name, spec in plan.buffers}
@@ -56,11 +64,13 @@ class Executor:
         self.probe: Probe | None = None
         self._buckets: dict[tuple[str, str], tuple[int, ...]] = {}
         self._launches: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
+        self._single: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
         self._names: dict[tuple[str, str, int], tuple[str, ...]] = {}
         self._rows: dict[tuple[str, int], RowInputs] = {}
         for done, program in enumerate(plan.programs):
             key = (program.role, program.kind, program.rows)
-            self._launches[key] = self._bind(program)
+            self._single[key] = self._bind(program)
+            self._launches[key] = _chained(program, self._single[key], threads)
             self._names[key] = tuple(node.selection.kernel for node in program.graph.nodes if node.selection)
             self._buckets[key[:2]] = plan.buckets(program.role, program.kind)
             if program.role != SAMPLER and (program.role, program.rows) not in self._rows:
@@ -86,10 +96,11 @@ class Executor:
     def run(self, role: str, kind: str, rows: int) -> None:
         """Run the program of exactly this bucket on what its arrays hold."""
         launches = self._launches[role, kind, rows]
-        self.launches_run += len(launches)
         if self.probe is not None:
-            self._run_probed(role, kind, rows, launches, self.probe)
-        elif self.time_kernels:
+            self._run_probed(role, kind, rows, self.probe)
+            return
+        self.launches_run += len(launches)
+        if self.time_kernels:
             start = time.perf_counter()
             for launch in launches:
                 launch()
@@ -98,12 +109,14 @@ class Executor:
             for launch in launches:
                 launch()
 
-    def _run_probed(self, role: str, kind: str, rows: int, launches: tuple[Launch, ...], probe: Probe) -> None:
-        for name, launch in zip(self._names[role, kind, rows], launches, strict=True):
+    def _run_probed(self, role: str, kind: str, rows: int, probe: Probe) -> None:
+        """Launch by launch, where otherwise a backend may run several as one."""
+        for name, launch in zip(self._names[role, kind, rows], self._single[role, kind, rows], strict=True):
             start = time.perf_counter()
             launch()
             seconds = time.perf_counter() - start
             self.seconds_in_kernels += seconds
+            self.launches_run += 1
             probe(f"{role}.{kind}.{rows}", name, seconds)
 
     def _bind(self, program: Program) -> tuple[Launch, ...]:
@@ -151,6 +164,17 @@ class Executor:
         """Say which row of a prefill call gives logits."""
         if "logit_rows" in self.arrays:
             self.arrays["logit_rows"][0] = row
+
+
+def _chained(program: Program, launches: tuple[Launch, ...], threads: int | None) -> tuple[Launch, ...]:
+    """The launches, with each run of one backend's made into one where that backend can."""
+    named = [node.selection.backend for node in program.graph.nodes if node.selection is not None]
+    found: list[Launch] = []
+    for name, run in itertools.groupby(zip(named, launches, strict=True), key=lambda pair: pair[0]):
+        parts = [launch for _, launch in run]
+        chain = load_backend(name).chain
+        found += parts if chain is None else [chain(parts, threads)]
+    return tuple(found)
 
 
 def check_memory(plan: Plan) -> None:

@@ -174,8 +174,8 @@ def _decode_buckets(options: PlanOptions) -> tuple[int, ...]:
 
 
 def _prefill_buckets(options: PlanOptions) -> tuple[int, ...]:
-    """Row counts of prefill programs: powers of four up to the chunk."""
-    sizes = [size for size in (16, 64, 256, 1024, 4096, 16384) if size < options.prefill_chunk]
+    """Row counts of prefill programs: two a doubling up to the chunk, so that at most a third of the rows is padding."""
+    sizes = [size for power in range(4, 16) for size in (2**power, 3 * 2 ** (power - 1)) if size < options.prefill_chunk]
     return (*sizes, options.prefill_chunk)
 
 

@@ -133,6 +133,7 @@ class LLM:
                 pieces=TokenPieces(self.tokenizer.backend),
                 eos_ids=self._defaults.eos_token_ids or self.tokenizer.eos_ids,
                 progress=report,
+                threads=threads,
             )
         self._engine = SharedEngine(engine)
         self._progress = progress

@@ -7,7 +7,7 @@ a kernel `<op>.whole` calls it once and is used where the function keeps rows ap
 
 from __future__ import annotations
 
-from slotwise.backends.reference import attention, embedding, linear, norm, rotary, sampling
+from slotwise.backends.reference import attention, embedding, linear, linear_q, norm, rotary, sampling
 from slotwise.core.backend import Backend
 
 
@@ -22,6 +22,7 @@ BACKEND = Backend(
         *embedding.KERNELS,
         *norm.KERNELS,
         *linear.KERNELS,
+        *linear_q.KERNELS,
         *rotary.KERNELS,
         *attention.KERNELS,
         *sampling.KERNELS,

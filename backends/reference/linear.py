@@ -13,7 +13,8 @@ from slotwise.core.backend import CallSpec
 from slotwise.core.ops.linear import ACTIVATIONS
 
 
-def _refuses(call: CallSpec) -> str | None:
+def refuses(call: CallSpec) -> str | None:
+    """None, or why the call's activation cannot be run."""
     activation = call.attrs.get("activation")
     if activation is not None and activation not in ACTIVATIONS:
         return f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -23,5 +24,5 @@ def _refuses(call: CallSpec) -> str | None:
 _OPS = ("linear", "linear_heads", "linear_qkv", "gated_activation", "linear_gated", "logits")
 
 KERNELS = tuple(
-    kernel for op in _OPS for kernel in (by_row(op, refuses=_refuses), whole(op, invariant_rows=0, refuses=_refuses))
+    kernel for op in _OPS for kernel in (by_row(op, refuses=refuses), whole(op, invariant_rows=0, refuses=refuses))
 )

@@ -7,6 +7,7 @@ their weights joined along N, in the order q, k, v and gate, up.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 
@@ -70,29 +71,30 @@ def logits(x: torch.Tensor, weight: torch.Tensor, *, softcap: float) -> torch.Te
     return torch.tanh(y / softcap) * softcap if softcap > 0 else y
 
 
-def _heads_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
+def heads_dims(op: str, attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
+    """Heads and their width, for the op called `op`; raises GraphError when the weight's rows are not theirs."""
     heads, head_dim = int(attrs["heads"]), int(attrs["head_dim"])
     if dims["N"] != heads * head_dim:
-        raise GraphError(
-            f"op linear_heads: weight has {dims['N']} rows; {heads} heads of {head_dim} need another number"
-        )
+        raise GraphError(f"op {op}: weight has {dims['N']} rows; {heads} heads of {head_dim} need another number")
     return {"Hx": heads, "D": head_dim}
 
 
-def _qkv_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
+def qkv_dims(op: str, attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
+    """Query heads, key heads and their width; raises GraphError when the weight's rows are not theirs."""
     q_heads, kv_heads, head_dim = (int(attrs[name]) for name in ("q_heads", "kv_heads", "head_dim"))
     if dims["N"] != (q_heads + 2 * kv_heads) * head_dim:
         raise GraphError(
-            f"op linear_qkv: weight has {dims['N']} rows, but {q_heads} query heads and 2 x {kv_heads} key and value "
+            f"op {op}: weight has {dims['N']} rows, but {q_heads} query heads and 2 x {kv_heads} key and value "
             f"heads of {head_dim} make {(q_heads + 2 * kv_heads) * head_dim}"
         )
     return {"Hq": q_heads, "Hkv": kv_heads, "D": head_dim}
 
 
-def _gated_dims(attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
+def gated_dims(op: str, attrs: Mapping[str, Attr], dims: Mapping[str, Dim]) -> Mapping[str, Dim]:
+    """Columns of the product; raises GraphError when the weight's rows are not gate's and up's."""
     joined = dims["N2"]
     if not isinstance(joined, int) or joined % 2:
-        raise GraphError(f"op linear_gated: weight must have an even number of rows (gate and up), has {joined}")
+        raise GraphError(f"op {op}: weight must have an even number of rows (gate and up), has {joined}")
     return {"N": joined // 2}
 
 
@@ -188,7 +190,7 @@ CONTRACTS = (
         cases=_heads_cases,
         tolerance=REDUCTION,
         required=("heads", "head_dim"),
-        output_dims=_heads_dims,
+        output_dims=functools.partial(heads_dims, "linear_heads"),
     ),
     OpContract(
         name="linear_qkv",
@@ -207,7 +209,7 @@ CONTRACTS = (
         cases=_qkv_cases,
         tolerance=REDUCTION,
         required=("q_heads", "kv_heads", "head_dim"),
-        output_dims=_qkv_dims,
+        output_dims=functools.partial(qkv_dims, "linear_qkv"),
     ),
     OpContract(
         name="gated_activation",
@@ -230,7 +232,7 @@ CONTRACTS = (
         cases=_gated_cases,
         tolerance=REDUCTION,
         required=("activation",),
-        output_dims=_gated_dims,
+        output_dims=functools.partial(gated_dims, "linear_gated"),
     ),
     OpContract(
         name="logits",

@@ -1,0 +1,158 @@
+"""Products of a few rows with many weights: what every linear kernel is made of.
+
+Owns the packing of rows and `products`. What always holds: rows stand in tiles of up to `TILE_ROWS`, a tile's rows
+interleaved block by block, so that one pass over a weight serves them all; a sum's order depends on its row and weight
+alone (`vectors.py`), so no tiling, chunk or thread changes a bit.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from numba import int64
+
+from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
+from slotwise.backends.numba_cpu.memory import call_5, device, int64s
+from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, share
+from slotwise.backends.numba_cpu.vectors import BLOCK, ITEMSIZE, dot_tile, pack_row
+
+_AT = FIRST_FIELD * 8
+
+TILE_ROWS = 6
+"""Rows of a full tile: with two weights at a time, twelve sums, which fit sixteen registers with the rest."""
+
+CHUNK = 64
+"""Weights that a thread takes at a time, at most: a multiple of the streams that it reads."""
+
+PRIVATE = 8192
+"""Elements of packed rows up to which each thread packs its own copy: cheaper than waiting for each other."""
+
+
+def tiles(rows: int) -> int:
+    """Tiles that `rows` rows are cut into: as few as can be, and as equal."""
+    return -(-rows // TILE_ROWS)
+
+
+def packed_width(width: int) -> int:
+    """Elements of a packed row: whole blocks."""
+    return -(-width // BLOCK) * BLOCK
+
+
+def is_private(rows: int, width: int) -> bool:
+    """Whether each thread packs the rows for itself."""
+    return rows * packed_width(width) <= PRIVATE
+
+
+def packed_bytes(rows: int, width: int) -> int:
+    """Scratch memory for packed rows."""
+    copies = MAX_THREADS if is_private(rows, width) else 1
+    return copies * rows * packed_width(width) * 4
+
+
+def chunk_of(weights: int) -> int:
+    """Weights of one chunk: a multiple of four that leaves every thread several chunks where it can."""
+    return max(4, min(CHUNK, weights // 16 // 4 * 4))
+
+
+@device
+def tile_rows(tile: int, tiles: int, rows: int) -> tuple[int, int]:
+    """A tile's rows: (first, last + 1)."""
+    return tile * rows // tiles, (tile + 1) * rows // tiles
+
+
+@functools.cache
+def pack_function(kind: int) -> Address:
+    """Packs one tile of floats: (x, width, first row, last + 1, target)."""
+    item = ITEMSIZE[kind]
+
+    def pack_tile(x: int, width: int, first: int, last: int, target: int) -> None:
+        rows = last - first
+        for t in range(rows):
+            source = x + (first + t) * width * item
+            pack_row(kind, source, width, target + t * (BLOCK * 4), rows * (BLOCK * 4))
+
+    return compile_kernel(pack_tile, (int64,) * 5)
+
+
+@functools.cache
+def pack_kernel() -> Address:
+    """Packs all rows, each thread some of the tiles.
+
+    Fields: x, target, rows, width, tiles, bytes of a packed row, the function that packs a tile.
+    """
+
+    def pack_rows(call: int, thread: int, threads: int) -> None:
+        field = int64s(call + _AT, 7)
+        x, target, rows, width, tiles, row_bytes = field[0], field[1], field[2], field[3], field[4], field[5]
+        begin, end = share(tiles, thread, threads)
+        for tile in range(begin, end):
+            first, last = tile_rows(tile, tiles, rows)
+            call_5(field[6], (x, width, first, last, target + first * row_bytes))
+
+    return compile_kernel(pack_rows)
+
+
+@device
+def _tile(
+    kind: int, rows: int, packed: int, weight: int, stride: int, width: int, out: int, out_stride: int, step: int
+) -> None:
+    """Two weights, `stride` bytes apart, their results `step` bytes apart."""
+    if rows == 1:
+        dot_tile(kind, 2, 1, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 2:
+        dot_tile(kind, 2, 2, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 3:
+        dot_tile(kind, 2, 3, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 4:
+        dot_tile(kind, 2, 4, weight, stride, packed, width, out, out_stride, step)
+    elif rows == 5:
+        dot_tile(kind, 2, 5, weight, stride, packed, width, out, out_stride, step)
+    else:
+        dot_tile(kind, 2, 6, weight, stride, packed, width, out, out_stride, step)
+
+
+@device
+def _single(kind: int, rows: int, packed: int, weight: int, width: int, out: int, out_stride: int) -> None:
+    """One weight."""
+    if rows == 1:
+        dot_tile(kind, 1, 1, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 2:
+        dot_tile(kind, 1, 2, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 3:
+        dot_tile(kind, 1, 3, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 4:
+        dot_tile(kind, 1, 4, weight, 0, packed, width, out, out_stride, 0)
+    elif rows == 5:
+        dot_tile(kind, 1, 5, weight, 0, packed, width, out, out_stride, 0)
+    else:
+        dot_tile(kind, 1, 6, weight, 0, packed, width, out, out_stride, 0)
+
+
+@functools.cache
+def products_function(kind: int) -> Address:
+    """`out[t, n]` for a tile of rows and `count` weights: (rows, packed, weight, stride, width, count, out, out stride).
+
+    The weights are read as two streams (four for one row), each of neighbours: processors fetch ahead along a few long
+    streams far better than along many short ones.
+    """
+
+    def products(
+        rows: int, packed: int, weight: int, stride: int, width: int, count: int, out: int, out_stride: int
+    ) -> None:
+        done = 0
+        if rows == 1 and count >= 4:
+            part = count // 4
+            for n in range(part):
+                w, o = weight + n * stride, out + n * 4
+                dot_tile(kind, 4, 1, w, part * stride, packed, width, o, out_stride, part * 4)
+            done = 4 * part
+        elif count >= 2:
+            part = count // 2
+            for n in range(part):
+                w, o = weight + n * stride, out + n * 4
+                _tile(kind, rows, packed, w, part * stride, width, o, out_stride, part * 4)
+            done = 2 * part
+        for n in range(done, count):
+            _single(kind, rows, packed, weight + n * stride, width, out + n * 4, out_stride)
+
+    return compile_kernel(products, (int64,) * 8)
