@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from triton.runtime.jit import JITFunction
 
-from slotwise.backends.cuda_triton import attention, embedding, linear, norm, rotary, sampling
+from slotwise.backends.cuda_triton import attention, embedding, graphs, linear, norm, rotary, sampling
 from slotwise.core.backend import Backend
 
 
@@ -34,5 +34,6 @@ BACKEND = Backend(
     ),
     unavailable=_unavailable,
     device="cuda" if torch.cuda.is_available() else "cpu",
+    chain=graphs.chain,
     note="" if torch.cuda.is_available() else "no GPU, so in Triton's interpreter: to check kernels, not for speed",
 )
