@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton: pip install -e '.[triton]'")
 
-from slotwise.backends.cuda_triton import configurations, linear
+from slotwise.backends.cuda_triton import configurations, linear, tuning
 from slotwise.backends.cuda_triton.attention import SPLIT, split_size
 from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.contract import Case, Inputs
@@ -227,3 +228,47 @@ def test_the_first_entry_whose_limits_hold_is_used() -> None:
     assert many.block["BLOCK_M"] == 32
     with pytest.raises(BackendError, match="no table for nothing"):
         configurations.configure("nothing", "sm_90")
+
+
+def test_a_candidate_keeps_its_limits_and_a_decode_tile_its_rows() -> None:
+    for table in tuning.TUNED:
+        for entry in configurations.entries(table, "sm_90"):
+            found = list(tuning.candidates(table, entry))
+            assert found
+            assert entry not in found
+            for candidate in found:
+                assert candidate.limits == entry.limits
+                assert candidate.constants.keys() == entry.constants.keys()
+                if table.endswith("_rows"):
+                    assert candidate.block["BLOCK_M"] == entry.block["BLOCK_M"]
+
+
+def test_an_entry_is_replaced_only_by_one_that_is_faster_beyond_noise() -> None:
+    entry = configurations.entries("linear_rows", "sm_90")[0]
+    wanted = list(tuning.candidates("linear_rows", entry))[5]
+    for seconds, expected in ((0.5, wanted), (0.98, None), (2.0, None)):
+        chosen = tuning.best_of(
+            "linear_rows", entry, lambda _, c, s=seconds: s if c == wanted else 1.0 if c == entry else 3.0, lambda _: None
+        )
+        assert chosen == expected
+
+
+def test_a_tuned_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    entries = configurations.entries("linear_rows", "sm_90")
+    tuning.write_table(tmp_path / "own" / "table.toml", {"linear_rows": {"sm_90": entries}})
+    assert configurations.read_table(tmp_path / "own" / "table.toml") == {"linear_rows": {"sm_90": entries}}
+
+
+def test_the_users_own_entries_are_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    configurations._user_table.cache_clear()
+    try:
+        (entry, *_) = configurations.entries("add_parts", "sm_90")
+        own = dataclasses.replace(entry, num_warps=8)
+        tuning.write_table(configurations.user_file(), {"add_parts": {"sm_90": [own]}})
+        configurations._user_table.cache_clear()
+        assert configurations.configure("add_parts", "sm_90") == own
+        assert configurations.configure("add_parts", "sm_80") == entry
+        assert configurations.configure("add_parts", "interpreter").num_warps == 4
+    finally:
+        configurations._user_table.cache_clear()

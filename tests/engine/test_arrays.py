@@ -74,7 +74,7 @@ def test_a_plan_whose_kernels_need_two_memories_is_refused(monkeypatch: pytest.M
     (first, *rest) = plan.programs
     (node, *nodes) = first.graph.nodes
     assert node.selection is not None
-    moved = dataclasses.replace(node, selection=dataclasses.replace(node.selection, backend="elsewhere"))
+    moved = dataclasses.replace(node, selection=dataclasses.replace(node.selection, kernel="elsewhere:any"))
     graph = dataclasses.replace(first.graph, nodes=(moved, *nodes))
     mixed = dataclasses.replace(plan, programs=(dataclasses.replace(first, graph=graph), *rest))
     far = dataclasses.replace(load_backend("reference"), name="elsewhere", device="cuda")
