@@ -14,5 +14,11 @@ setup(
         *(f"slotwise.{room}" for room in ROOMS),
         *(f"slotwise.{room}.{name}" for room in ROOMS for name in find_packages(room)),
     ],
-    package_data={"slotwise": ["py.typed"], "slotwise.backends.cuda_triton": ["*.toml"], "slotwise.backends": ["cuda_triton/*.toml"], "slotwise.plans.presets": ["*.toml"], "slotwise.plans": ["presets/*.toml"]},
+    package_data={
+        "slotwise": ["py.typed"],
+        "slotwise.backends.cuda_triton": ["*.toml"],
+        "slotwise.backends": ["cuda_triton/*.toml"],
+        "slotwise.plans.presets": ["*.toml"],
+        "slotwise.plans": ["presets/*.toml"],
+    },
 )

@@ -74,7 +74,9 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / seconds(lambda: target.copy_(source))
 
 
-def bound(name: str, inputs: tuple[torch.Tensor | None, ...], **attrs: Any) -> tuple[Callable[[], None], list[torch.Tensor]]:
+def bound(
+    name: str, inputs: tuple[torch.Tensor | None, ...], **attrs: Any
+) -> tuple[Callable[[], None], list[torch.Tensor]]:
     """A launch of a kernel with its outputs."""
     kernel = load_backend("cuda_triton").kernel(name)
     call = call_of(contract_of(kernel.op), inputs, attrs)
@@ -128,7 +130,9 @@ def attentions(shape: str) -> Iterator[dict[str, Any]]:
         dense = q.view(batch, rows, q_heads, dim).transpose(1, 2)
         k, v = (torch.randn(batch, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         causal = rows > 1
-        peer = seconds(lambda a=dense, b=k, c=v, d=causal: F.scaled_dot_product_attention(a, b, c, is_causal=d, enable_gqa=True))
+        peer = seconds(
+            lambda a=dense, b=k, c=v, d=causal: F.scaled_dot_product_attention(a, b, c, is_causal=d, enable_gqa=True)
+        )
         took = seconds(launch)
         yield {
             "kernel": f"attention.{kind}", "shape": shape, "batch": batch, "rows": rows, "keys": length,

@@ -17,6 +17,7 @@ from slotwise.core.backend import load_backend
 from slotwise.core.errors import PlanError
 from slotwise.plans.plan import Plan
 
+
 class Arrays(Mapping[str, npt.NDArray[np.generic]]):
     """numpy views of host memory beside the tensors that kernels use.
 
@@ -66,5 +67,7 @@ def memory_of(plan: Plan) -> torch.device:
     found = {name: load_backend(name).device for name in sorted(chosen)}
     if len(set(found.values())) > 1:
         places = ", ".join(f"{name} on {device}" for name, device in found.items())
-        raise PlanError(f"kernels of one plan must share a memory, but this plan mixes {places}; choose backends of one")
+        raise PlanError(
+            f"kernels of one plan must share a memory, but this plan mixes {places}; choose backends of one"
+        )
     return torch.device(next(iter(found.values()), "cpu"))

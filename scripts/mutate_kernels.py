@@ -166,7 +166,8 @@ def main() -> int:
             survivors.append(mutant)
     excused = [m for m in survivors if f"{m.file}:{m.before.strip()} | {m.change}" in EQUIVALENT]
     print(
-        f"{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed ({total} there are); {len(survivors)} survived, "
+        f"{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed ({total} there are); "
+        f"{len(survivors)} survived, "
         f"{len(excused)} of them known to change nothing; {time.monotonic() - start:.0f} s"
     )
     return 1 if len(survivors) > len(excused) else 0

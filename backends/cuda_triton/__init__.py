@@ -7,6 +7,8 @@ where it is a way to check kernels, hundreds of times slower than `reference`.
 from __future__ import annotations
 
 import torch
+import triton
+import triton.runtime.interpreter
 from triton.runtime.jit import JITFunction
 
 from slotwise.backends.cuda_triton import attention, embedding, graphs, linear, norm, rotary, sampling
@@ -19,6 +21,8 @@ def _unavailable() -> str | None:
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
         name = torch.cuda.get_device_name()
         return f"{name} is older than sm_80 (Ampere); set CUDA_VISIBLE_DEVICES= to run in Triton's interpreter"
+    if not torch.cuda.is_available() and not hasattr(triton.runtime.interpreter, "_LangPatchScope"):
+        return f"there is no GPU, and Triton {triton.__version__} cannot interpret here; pip install 'triton>=3.7'"
     return None
 
 

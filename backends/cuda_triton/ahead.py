@@ -67,7 +67,12 @@ def source_of(step: Step, call: CallSpec) -> ASTSource:
     aligned: dict[tuple[int, ...], object] = {}
     for place, (name, value, constant) in enumerate(step.parameters()):
         spec = specs[value] if isinstance(value, str) and not constant else None
-        if constant or value is None or (isinstance(value, str) and spec is None) or (type(value) is int and value == 1):
+        if (
+            constant
+            or value is None
+            or (isinstance(value, str) and spec is None)
+            or (type(value) is int and value == 1)
+        ):
             signature[name], constants[name] = "constexpr", None if isinstance(value, str) and not constant else value
         elif isinstance(value, float):
             signature[name] = "fp32"

@@ -26,7 +26,7 @@ MOST_SPLITS = 32
 """A longer page table gets longer splits."""
 
 BLOCK_N = 64
-"""Keys that the decode side visits at a time: not in the table of configurations, since it decides the order of sums."""
+"""Keys that the decode side visits at a time: not in the table of configurations, as it decides the order of sums."""
 
 
 @triton.jit
@@ -197,9 +197,7 @@ def _tiles(call: CallSpec, generation: str) -> tuple[Step, ...]:
     return (_attend(call, generation, "attention_tiles", 1, {}),)
 
 
-def _attend(
-    call: CallSpec, generation: str, table: str, splits: int, parts: dict[str, str | Scratch | None]
-) -> Step:
+def _attend(call: CallSpec, generation: str, table: str, splits: int, parts: dict[str, str | Scratch | None]) -> Step:
     dims, attrs = _dims(call), call.attrs
     group = dims["Hq"] // dims["Hkv"]
     facts = {"head_dim": dims["D"], "itemsize": call.dtype.itemsize, "rows": dims["T"]}

@@ -51,7 +51,7 @@ class Configuration:
 
 @functools.cache
 def generation_of(device: torch.device) -> str:
-    """The generation whose entries suit `device`: the newest of ours that is not newer; raises BackendError below 80."""
+    """The newest of our generations that is not newer than `device`; raises BackendError below sm_80."""
     if device.type != "cuda":
         return INTERPRETER
     major, minor = torch.cuda.get_device_capability(device)
@@ -121,11 +121,11 @@ def read_table(path: Path) -> Mapping[str, Mapping[str, tuple[Configuration, ...
         for generation in generations:
             if generation not in (*GENERATIONS, ANY, INTERPRETER):
                 raise BackendError(
-                    f"{path}: {kernel}.{generation} is no generation; expected {', '.join(GENERATIONS)}, any or interpreter"
+                    f"{path}: {kernel}.{generation} is no generation; expected {', '.join(GENERATIONS)}, "
+                    "any or interpreter"
                 )
         found[kernel] = {
-            generation: tuple(_entries(path, kernel, generation, listed))
-            for generation, listed in generations.items()
+            generation: tuple(_entries(path, kernel, generation, listed)) for generation, listed in generations.items()
         }
     return found
 

@@ -17,11 +17,10 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from slotwise.backends.cuda_triton.configurations import INTERPRETER, Configuration, generation_of
-from slotwise.backends.cuda_triton.interpreter import interpret
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
 from slotwise.core.ops import contract_of
-from slotwise.core.specs import DType
+from slotwise.core.specs import DType, TensorSpec
 
 ALIGNMENT = 256
 """Bytes: where each scratch array starts."""
@@ -126,7 +125,6 @@ def _bind(
 
 def call_of(op: str, inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr]) -> CallSpec:
     """The call that these tensors make."""
-    from slotwise.core.specs import TensorSpec
 
     def spec(value: torch.Tensor) -> TensorSpec:
         return TensorSpec(DType.of(value), tuple(value.shape))
@@ -145,10 +143,12 @@ def _launch(
             arguments[name] = given[value]
         else:
             assert workspace is not None  # a kernel with scratch arrays declares its workspace
-            arguments[name] = workspace[value.offset :].view(torch.uint8)[: _whole(workspace, value)].view(
-                value.dtype.torch
+            arguments[name] = (
+                workspace[value.offset :].view(torch.uint8)[: _whole(workspace, value)].view(value.dtype.torch)
             )
     if generation == INTERPRETER:
+        from slotwise.backends.cuda_triton.interpreter import interpret  # a GPU needs nothing of Triton's interpreter
+
         return functools.partial(interpret, step.function, step.grid, arguments)
     launcher = step.function[(*step.grid, 1, 1)[:3]]
     return functools.partial(

@@ -89,6 +89,7 @@ def product(
         begin = part * part_size
         end = tl.minimum(begin + part_size, inner)
     k = tl.arange(0, BLOCK_K)
+    long = tl.full((), 1, tl.int64)  # sizes that are 1 come as constants, which have no dtype to change
     x_at = x + row.to(tl.int64)[:, None] * inner + k[None, :]
     weight_at = weight + column.to(tl.int64)[None, :] * inner + k[:, None]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -99,7 +100,7 @@ def product(
         b = tl.load(weight_at + start, mask=(column < outputs)[None, :] & left[:, None], other=0.0)
         acc = tl.dot(a, b, acc, input_precision="ieee")
         if MODE == 2:
-            up_at = weight_at + outputs.to(tl.int64) * inner + start
+            up_at = weight_at + long * outputs * inner + start
             b = tl.load(up_at, mask=(column < outputs)[None, :] & left[:, None], other=0.0)
             acc_up = tl.dot(a, b, acc_up, input_precision="ieee")
     inside = (row < rows)[:, None] & (column < outputs)[None, :]
@@ -111,10 +112,10 @@ def product(
         )  # fmt: skip
     else:
         kinds: tl.constexpr = 2 if MODE == 2 else 1
-        at = ((part * kinds).to(tl.int64) * rows + long_row) * outputs + wide_column
+        at = (long * part * kinds * rows + long_row) * outputs + wide_column
         tl.store(partial + at, acc, mask=inside)
         if MODE == 2:
-            tl.store(partial + at + rows.to(tl.int64) * outputs, acc_up, mask=inside)
+            tl.store(partial + at + long * rows * outputs, acc_up, mask=inside)
 
 
 @triton.jit
@@ -128,7 +129,7 @@ def add_parts(
     column = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     inside = column < outputs
     kinds: tl.constexpr = 2 if MODE == 2 else 1
-    size = rows.to(tl.int64) * outputs
+    size = tl.full((), 1, tl.int64) * rows * outputs
     acc = tl.zeros((1, BLOCK), tl.float32)
     acc_up = acc
     for part in tl.static_range(PARTS):
@@ -244,4 +245,7 @@ def _pair(op: str) -> tuple[Kernel, Kernel]:
     )
 
 
-KERNELS = (*(kernel for op in _OUTPUTS for kernel in _pair(op)), triton_kernel("gated_activation", "flat", _gate, refuses=_refuses))
+KERNELS = (
+    *(kernel for op in _OUTPUTS for kernel in _pair(op)),
+    triton_kernel("gated_activation", "flat", _gate, refuses=_refuses),
+)

@@ -31,7 +31,17 @@ def add_elements(a, b, out, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def normalise(
-    x, residual, weight, total, normed, width, eps, offset, ADDS: tl.constexpr, OFFSET: tl.constexpr, WIDTH: tl.constexpr
+    x,
+    residual,
+    weight,
+    total,
+    normed,
+    width,
+    eps,
+    offset,
+    ADDS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """normed = rms_norm(x), or of total = x + residual, one row a program."""
     row = tl.program_id(0).to(tl.int64) * width
@@ -45,7 +55,7 @@ def normalise(
     wide = values.to(tl.float32)
     scaled = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / width + eps)
     factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    if OFFSET:
+    if OFFSET:  # noqa: SIM108 (a choice at compile time)
         result = scaled * (offset + factor)
     else:
         result = scaled.to(values.dtype).to(tl.float32) * factor
@@ -55,7 +65,9 @@ def normalise(
 def _add(call: CallSpec, generation: str) -> tuple[Step, ...]:
     count = math.prod(call.outputs[0].sizes())
     chosen = configure("add", generation)
-    return (Step(add_elements, (triton.cdiv(count, chosen.block["BLOCK"]),), chosen, {"count": count}, {}, {"out": "sum"}),)
+    return (
+        Step(add_elements, (triton.cdiv(count, chosen.block["BLOCK"]),), chosen, {"count": count}, {}, {"out": "sum"}),
+    )
 
 
 def _norm(call: CallSpec, generation: str) -> tuple[Step, ...]:

@@ -16,7 +16,9 @@ from slotwise.core.backend import CallSpec
 
 
 @triton.jit
-def rotate_head(source, target, cos, sin, position, width, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr, REST: tl.constexpr):
+def rotate_head(
+    source, target, cos, sin, position, width, HEAD_DIM: tl.constexpr, BLOCK_W: tl.constexpr, REST: tl.constexpr
+):
     """target = source rotated to `position`: dimension i pairs with i + width; beyond 2 width it is copied."""
     i = tl.arange(0, BLOCK_W)
     inside = i < width

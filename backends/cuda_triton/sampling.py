@@ -35,7 +35,7 @@ def best_of_piece(
     scores, seed, positions, best_value, best_token, best_score, size, pieces, stream,
     NOISY: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of one piece of one row: the greatest score plus noise, its token, and the greatest score (NaN if there is one)."""
+    """Of one piece of a row: the greatest score plus noise, its token, and the greatest score (NaN if there is one)."""
     row, piece = tl.program_id(0), tl.program_id(1)
     start = piece * PIECE
     value, token, score = float("-inf"), start, float("-inf")

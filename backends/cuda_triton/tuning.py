@@ -42,7 +42,7 @@ Measure = Callable[[str, Configuration], float]
 
 
 def candidates(table: str, entry: Configuration) -> Iterator[Configuration]:
-    """Variations of an entry: its blocks halved and doubled, other warps and stages; decode tiles stay 16 or 32 rows."""
+    """Variations of an entry: blocks halved and doubled, other warps and stages; decode tiles keep their rows."""
     names = list(entry.constants)
     sizes = [_around(table, name, entry.constants[name]) for name in names]
     for blocks in itertools.product(*sizes):
@@ -90,7 +90,9 @@ def tune(tables: Sequence[str], tell: Callable[[str], None]) -> Mapping[str, Map
 def _seconds(generation: str, table: str, configuration: Configuration) -> float:
     """Median time of one launch with that configuration forced; infinite when it fails or computes something else."""
     op, kind = TUNED[table]
-    kernel, inputs, expected = _problem(op, kind, configuration.limits.get("rows"), configuration.limits.get("itemsize", 4))
+    kernel, inputs, expected = _problem(
+        op, kind, configuration.limits.get("rows"), configuration.limits.get("itemsize", 4)
+    )
     out = torch.empty_like(expected)
     attrs = {"activation": "silu"} if op == "linear_gated" else {}
     choose = linear.configure
@@ -146,4 +148,3 @@ def _text(entry: Configuration) -> str:
     limits = [f"max_{name} = {value}" for name, value in entry.limits.items()]
     blocks = [f"{name.lower()} = {value}" for name, value in entry.constants.items()]
     return ", ".join([*limits, *blocks, f"warps = {entry.num_warps}", f"stages = {entry.num_stages}"])
-

@@ -76,7 +76,8 @@ class Rule:
                 yield f"{found:g} {name}, at least {limit:g} needed"
         kinds = {op.partition(".")[0] for op in facts.tensor}
         if self.tensor_any and not kinds & set(self.tensor_any):
-            yield f"no tensor-core instruction of {', '.join(self.tensor_any)}; found {', '.join(sorted(kinds)) or 'none'}"
+            names = ", ".join(sorted(kinds)) or "none"
+            yield f"no tensor-core instruction of {', '.join(self.tensor_any)}; found {names}"
         if self.tensor_only and kinds - set(self.tensor_only):
             yield f"{', '.join(sorted(kinds - set(self.tensor_only)))} where only {', '.join(self.tensor_only)} may be"
 
@@ -102,7 +103,9 @@ def _rule(path: Path, number: int, raw: Any) -> Rule:
             + (f"{', '.join(unknown)} unknown; known are {', '.join(known)}" if unknown else "it says no `why`")
         )
     for name, value in raw.items():
-        wanted: type | tuple[type, ...] = str if name == "why" else list if known[name].startswith("tuple") else (int, float)
+        wanted: type | tuple[type, ...] = (
+            str if name == "why" else list if known[name].startswith("tuple") else (int, float)
+        )
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise AuditError(f"the budget {path}, rule {number}: {name} = {value!r} is not of the right kind")
     return Rule(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})

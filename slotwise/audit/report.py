@@ -63,7 +63,9 @@ class Audit:
         ):
             for name in wanted:
                 if name not in there:
-                    raise AuditError(f"{what} {name!r} is not known{nearest(name, there)}; there are {', '.join(there)}")
+                    raise AuditError(
+                        f"{what} {name!r} is not known{nearest(name, there)}; there are {', '.join(there)}"
+                    )
 
     def run(self) -> Iterator[Finding]:
         """Every finding as it is made."""
@@ -120,4 +122,6 @@ def table(findings: Sequence[Finding]) -> str:
     """All findings, a line each, columns aligned."""
     lines = [HEADINGS, *(row(finding) for finding in findings)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

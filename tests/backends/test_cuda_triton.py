@@ -1,4 +1,4 @@
-"""What the contract's cases leave out: long contexts in splits, K in parts, padding, real sizes, every configuration."""
+"""What the contract's cases leave out: long contexts in splits, K in parts, padding, broken rows, configurations."""
 
 from __future__ import annotations
 
@@ -55,8 +55,12 @@ def _long_attention(rows: tuple[int, ...], lengths: tuple[int, ...], window: int
 
 
 @pytest.mark.parametrize("window", [0, 300])
-@pytest.mark.parametrize(("rows", "lengths"), [((3, 1, 2), (2 * SPLIT + 1, SPLIT, SPLIT + 1)), ((2, 0, 9), (520, 0, 260))])
-def test_attention_over_several_splits_is_attention(rows: tuple[int, ...], lengths: tuple[int, ...], window: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "lengths"), [((3, 1, 2), (2 * SPLIT + 1, SPLIT, SPLIT + 1)), ((2, 0, 9), (520, 0, 260))]
+)
+def test_attention_over_several_splits_is_attention(
+    rows: tuple[int, ...], lengths: tuple[int, ...], window: int
+) -> None:
     _check(TRITON.kernel("attention.split"), _long_attention(rows, lengths, window), DType.F32)
 
 
@@ -248,7 +252,10 @@ def test_an_entry_is_replaced_only_by_one_that_is_faster_beyond_noise() -> None:
     wanted = list(tuning.candidates("linear_rows", entry))[5]
     for seconds, expected in ((0.5, wanted), (0.98, None), (2.0, None)):
         chosen = tuning.best_of(
-            "linear_rows", entry, lambda _, c, s=seconds: s if c == wanted else 1.0 if c == entry else 3.0, lambda _: None
+            "linear_rows",
+            entry,
+            lambda _, c, s=seconds: s if c == wanted else 1.0 if c == entry else 3.0,
+            lambda _: None,
         )
         assert chosen == expected
 

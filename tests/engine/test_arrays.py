@@ -78,6 +78,8 @@ def test_a_plan_whose_kernels_need_two_memories_is_refused(monkeypatch: pytest.M
     graph = dataclasses.replace(first.graph, nodes=(moved, *nodes))
     mixed = dataclasses.replace(plan, programs=(dataclasses.replace(first, graph=graph), *rest))
     far = dataclasses.replace(load_backend("reference"), name="elsewhere", device="cuda")
-    monkeypatch.setattr("slotwise.engine.arrays.load_backend", lambda name: far if name == "elsewhere" else load_backend(name))
+    monkeypatch.setattr(
+        "slotwise.engine.arrays.load_backend", lambda name: far if name == "elsewhere" else load_backend(name)
+    )
     with pytest.raises(PlanError, match="elsewhere on cuda, reference on cpu"):
         memory_of(mixed)

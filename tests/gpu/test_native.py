@@ -20,7 +20,9 @@ PROMPTS = ["Once upon a time", "The", "One day, a little girl named Lily found a
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("drafts", [False, True])
-def test_tokens_are_those_of_the_reference(stories: Path, stories_draft: Path, drafts: bool, temperature: float) -> None:
+def test_tokens_are_those_of_the_reference(
+    stories: Path, stories_draft: Path, drafts: bool, temperature: float
+) -> None:
     sampling = Sampling(max_new_tokens=40, temperature=temperature, top_p=0.95, seed=7)
     draft = stories_draft if drafts else None
     found = {
