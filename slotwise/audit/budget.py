@@ -66,14 +66,14 @@ class Rule:
         for name, found, limit in most:
             if limit is not None and found > limit:
                 yield f"{found} {name}, at most {limit} allowed"
-        least = (
+        least: tuple[tuple[str, float, float | None], ...] = (
             ("occupancy", facts.occupancy, self.min_occupancy),
             ("bytes in the widest load", facts.widest_load, self.min_load_bytes),
             ("bytes in the widest store", facts.widest_store, self.min_store_bytes),
         )
-        for name, found, limit in least:
-            if limit is not None and found < limit:
-                yield f"{found:g} {name}, at least {limit:g} needed"
+        for name, share, needed in least:
+            if needed is not None and share < needed:
+                yield f"{share:g} {name}, at least {needed:g} needed"
         kinds = {op.partition(".")[0] for op in facts.tensor}
         if self.tensor_any and not kinds & set(self.tensor_any):
             names = ", ".join(sorted(kinds)) or "none"
@@ -108,7 +108,8 @@ def _rule(path: Path, number: int, raw: Any) -> Rule:
         )
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise AuditError(f"the budget {path}, rule {number}: {name} = {value!r} is not of the right kind")
-    return Rule(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return Rule(**values)
 
 
 def broken_rules(backend: str, facts: KernelFacts, rules: tuple[Rule, ...]) -> tuple[str, ...]:
