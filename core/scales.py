@@ -9,7 +9,7 @@ times as long: some fifty passes over memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +30,9 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Sums may be reordered, which vector units need; NaN and infinity keep their meaning."""
     reordered = {"reassoc", "contract", "nsz"}
     try:
-        return njit(cache=True, error_model="numpy", fastmath=reordered)(function)
+        return cast("Callable[..., Any]", njit(cache=True, error_model="numpy", fastmath=reordered)(function))
     except RuntimeError:  # no folder to keep it in
-        return njit(error_model="numpy", fastmath=reordered)(function)
+        return cast("Callable[..., Any]", njit(error_model="numpy", fastmath=reordered)(function))
 
 
 @_compiled

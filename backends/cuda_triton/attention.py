@@ -155,7 +155,7 @@ def write(k, v, k_cache, v_cache, slots, width, WIDTH: tl.constexpr):
 
 def split_size(keys: int) -> int:
     """Keys of a split for a page table that holds `keys`: what a plan fixes, so the same for all its programs."""
-    return max(SPLIT, triton.next_power_of_2(triton.cdiv(keys, MOST_SPLITS)))
+    return max(SPLIT, int(triton.next_power_of_2(triton.cdiv(keys, MOST_SPLITS))))
 
 
 def _dims(call: CallSpec) -> dict[str, int]:
@@ -175,7 +175,7 @@ def _arrays(call: CallSpec) -> tuple[int, int, int]:
 
 
 def _aligned(size: int) -> int:
-    return triton.cdiv(size, ALIGNMENT) * ALIGNMENT
+    return int(triton.cdiv(size, ALIGNMENT)) * ALIGNMENT
 
 
 def _split(call: CallSpec, generation: str) -> tuple[Step, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -23,7 +24,7 @@ def chain(launches: Sequence[Launch], threads: int | None) -> Launch:
     """
     if not torch.cuda.is_available():
         return functools.partial(_run_all, tuple(launches))
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         _run_all(tuple(launches))
@@ -35,9 +36,9 @@ def chain(launches: Sequence[Launch], threads: int | None) -> Launch:
 
 
 @functools.cache
-def _pool() -> tuple[int, int]:
+def _pool() -> Any:
     """Kernels allocate nothing, so all graphs can share one pool."""
-    found: tuple[int, int] = torch.cuda.graph_pool_handle()
+    found: Any = torch.cuda.graph_pool_handle()
     return found
 
 

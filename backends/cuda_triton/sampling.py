@@ -213,7 +213,7 @@ def _scores(call: CallSpec) -> tuple[int, int]:
 
 def _draw_workspace(call: CallSpec) -> int:
     rows, size = _scores(call)
-    return 3 * triton.cdiv(rows * triton.cdiv(size, PIECE) * 4, ALIGNMENT) * ALIGNMENT
+    return int(3 * triton.cdiv(rows * triton.cdiv(size, PIECE) * 4, ALIGNMENT) * ALIGNMENT)
 
 
 def _count(call: CallSpec, generation: str) -> tuple[Step, ...]:
