@@ -17,6 +17,8 @@ setup(
     package_data={
         "slotwise": ["py.typed"],
         "slotwise.inspect.pages": ["*.html", "*.css", "*.js"],
+        "slotwise.backends.cuda_triton": ["*.toml"],
+        "slotwise.backends": ["cuda_triton/*.toml"],
         "slotwise.plans.presets": ["*.toml"],
         "slotwise.plans": ["presets/*.toml"],
     },

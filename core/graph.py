@@ -32,11 +32,14 @@ class Value:
 class Parameter:
     """A weight or table: a value and the checkpoint tensors that make it, joined along dimension 0.
 
-    A source name that starts with `rope.` is computed by the model (rotary tables), all others are read.
+    A source name that starts with `rope.` is computed by the model (rotary tables), all others are read. `derive` says
+    what is made of the joined sources: empty for the tensor itself, else a scheme of `core/quantise.py` and one of its
+    parts, as in `int8.codes`.
     """
 
     value: Value
     sources: tuple[str, ...]
+    derive: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,22 @@ from slotwise.core.errors import GraphError
 from slotwise.core.graph import Graph
 from slotwise.core.model import WeightSource
 from slotwise.core.ops import contract_of
+from slotwise.core.quantise import derive
 
 
 def load_parameters(graph: Graph, weights: WeightSource, sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Each parameter of `graph` by name: sources joined along dimension 0, in the parameter's dtype and shape.
+    """Each parameter of `graph` by name: sources joined along dimension 0, or what is derived from them, in the
+    parameter's dtype and shape.
 
     `sizes` gives the symbolic dimensions (`M`, the rows of rotary tables). Raises GraphError for a shape that differs.
     """
     values: dict[str, torch.Tensor] = {}
     for parameter in graph.parameters:
         spec = parameter.value.spec.bind(sizes)
-        joined = torch.cat([weights.tensor(name, spec).to(spec.dtype.torch) for name in parameter.sources])
+        joined = torch.cat([weights.tensor(name, spec) for name in parameter.sources])
+        if parameter.derive:
+            joined = derive(joined, parameter.derive, name=parameter.value.name)
+        joined = joined.to(spec.dtype.torch)
         if tuple(joined.shape) != spec.shape:
             raise GraphError(f"parameter {parameter.value.name} is {spec}, its sources make {tuple(joined.shape)}")
         values[parameter.value.name] = joined

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from slotwise.core.graph import Graph, Node
+from slotwise.core.graph import Graph, Node, Parameter
 
 
 def format_node(node: Node) -> str:
@@ -29,9 +29,7 @@ def format_graph(graph: Graph) -> str:
     """The whole graph: its inputs, parameters, caches, nodes and outputs."""
     lines = [f"graph {graph.name}"]
     lines += _section("input", (f"{value.name}: {value.spec}" for value in graph.inputs))
-    lines += _section(
-        "parameter", (f"{p.value.name}: {p.value.spec} = {' ++ '.join(p.sources)}" for p in graph.parameters)
-    )
+    lines += _section("parameter", (f"{p.value.name}: {p.value.spec} = {format_sources(p)}" for p in graph.parameters))
     lines += _section(
         "cache",
         (f"kv{c.layer}: {c.kv_heads} heads of {c.head_dim}, rollback {c.rollback}" for c in graph.caches),
@@ -39,6 +37,12 @@ def format_graph(graph: Graph) -> str:
     lines += [f"  {format_node(node)}" for node in graph.nodes]
     lines.append(f"  return {', '.join(value.name for value in graph.outputs)}")
     return "\n".join(lines)
+
+
+def format_sources(parameter: Parameter) -> str:
+    """What a parameter is made of: `q ++ k ++ v`, or `int8.codes(q ++ k ++ v)`."""
+    joined = " ++ ".join(parameter.sources)
+    return f"{parameter.derive}({joined})" if parameter.derive else joined
 
 
 def _section(word: str, entries: Iterable[str]) -> list[str]:

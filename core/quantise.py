@@ -22,13 +22,8 @@ GROUP = 32
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Codes, scale and offset; None where the scheme has no offset."""
 
-_CHUNK = 1 << 18
-"""Elements worked on at once: in float32 they and their temporaries stay in a core's cache."""
-
-# What the element furthest from 0 may become under `int4`, as a fraction of a code. From -9 to -7: more codes for all
-# and that one clipped, or all within reach. On Gaussian groups these five come within 0.5% of the least squared error
-# that 40 candidates find; -8 alone (llama.cpp's q4_0) has 12% more.
-_EXTREMES = (-8.0, -7.0, -9.0, -7.5, -8.5)
+_CHUNK = 1 << 22
+"""Elements worked on at once: 16 MiB as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +51,13 @@ SCHEMES: Mapping[str, Scheme] = {
 }
 
 
+PARTS = ("codes", "scale", "offset")
+"""What a quantised weight is made of, in the order of `Quantised` and of the ops' inputs."""
+
+DERIVATIONS = frozenset(f"{scheme.name}.{part}" for scheme in SCHEMES.values() for part in scheme.parts)
+"""Every way in which a graph's parameter can be derived from its sources, as in `int8.codes`."""
+
+
 def quantise(weight: torch.Tensor, scheme: str, *, name: str = "the weight") -> Quantised:
     """`weight` [N, K] of any float dtype as codes, scale and offset, laid out as `core/ops/linear_q.py` says.
 
@@ -79,9 +81,7 @@ def quantise(weight: torch.Tensor, scheme: str, *, name: str = "the weight") -> 
     step = max(1, _CHUNK // max(1, columns))
     for start in range(0, rows, step):
         groups = weight[start : start + step].to(torch.float32).reshape(-1, GROUP)
-        if not bool(groups.isfinite().all()):
-            raise CheckpointError(f"{name} holds a value that is not a finite float32, so it has no {scheme} form")
-        codes, scale, offset = _SOLVERS[scheme](groups)
+        codes, scale, offset = _solve(groups, scheme, name)
         for part, values in (("scale", scale), ("offset", offset)):
             if values is None:
                 continue
@@ -115,6 +115,15 @@ def dequantise(
     return groups.view(values.shape)
 
 
+def derive(weight: torch.Tensor, how: str, *, name: str = "the weight") -> torch.Tensor:
+    """The part of the quantised `weight` that `how`, one of `DERIVATIONS`, names; raises as `quantise` does."""
+    scheme, _, part = how.partition(".")
+    made = quantise(weight, scheme, name=name)[PARTS.index(part)] if how in DERIVATIONS else None
+    if made is None:
+        raise OptionError(f"{how!r} is no way to derive a weight; there are {', '.join(sorted(DERIVATIONS))}")
+    return made
+
+
 def scheme_of(name: str) -> Scheme:
     """The scheme called `name`; raises OptionError when there is none."""
     if name not in SCHEMES:
@@ -137,57 +146,25 @@ def unpack(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat((bytes_of & 15, bytes_of >> 4), dim=2).view(len(packed), -1)
 
 
-def _int8(groups: torch.Tensor) -> Quantised:
-    scale = _up(groups.abs().amax(-1) / 127)
-    return _codes(groups, scale).to(torch.int8), scale, None
+def _solve(groups: torch.Tensor, scheme: str, name: str) -> Quantised:
+    """Codes int8 [G, 32], scale and offset f16 [G] of finite groups float32 [G, 32]."""
+    from slotwise.core import scales  # Numba takes a moment to import
 
-
-def _int4(groups: torch.Tensor) -> Quantised:
-    """Scales tried one after another; for given codes q the best scale is w.q / q.q, and it lowers the squared error
-    w.w by (w.q)^2 / q.q.
-    """
-    extreme = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[:, 0]
-    best = torch.full_like(extreme, -1.0)
-    scale = torch.zeros_like(extreme)
-    for fraction in _EXTREMES:
-        codes = _within(groups, extreme / fraction, -8, 7)
-        gain, fitted = _fit(groups, codes)
-        better = gain > best * (1 + 2**-20)  # a tie is the first's, else rounding would decide it
-        best, scale = torch.where(better, gain, best), torch.where(better, fitted, scale)
-    scale = _fit(groups, _within(groups, scale, -8, 7))[1]
-    near = scale.to(torch.float16)
-    # A scale too small for float16's full precision is rounded away from 0: no code then clips for want of a bit.
-    scale = torch.where(near.abs() < 2.0**-14, _up(scale.abs()).copysign(scale), near)
-    return _within(groups, scale.float(), -8, 7).add_(8).to(torch.uint8), scale, None
-
-
-def _int4_zp(groups: torch.Tensor) -> Quantised:
-    low, high = groups.aminmax(dim=-1)
+    low, high, is_finite = scales.spans(groups)
+    if not is_finite:
+        raise CheckpointError(f"{name} holds a value that is not a finite float32, so it has no {scheme} form")
+    if scheme == "int8":
+        scale = _up(torch.maximum(high, -low) / 127)
+        return scales.encode(groups, scale, None, -127, 127), scale, None
+    if scheme == "int4":
+        exact = scales.least_squares_scales(groups)
+        near = exact.to(torch.float16)
+        # A scale too small for float16's full precision is rounded away from 0: no code then clips for want of a bit.
+        scale = torch.where(near.abs() < 2.0**-14, _up(exact.abs()).copysign(exact), near)
+        return scales.encode(groups, scale, None, -8, 7) + 8, scale, None
     offset = _down(low)
     scale = _up((high - offset.float()) / 15)
-    codes = _within(groups - offset.float()[:, None], scale.float(), 0, 15)
-    return codes.to(torch.uint8), scale, offset
-
-
-_SOLVERS = {"int8": _int8, "int4": _int4, "int4_zp": _int4_zp}
-
-
-def _codes(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return _within(groups, scale.float(), -127, 127)
-
-
-def _within(groups: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    """`groups` over `scale`, rounded and clamped; 0 where the scale is 0."""
-    inverse = torch.where(scale == 0, 0.0, 1 / scale)
-    return (groups * inverse[:, None]).round_().clamp_(low, high)
-
-
-def _fit(groups: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much `codes` lower the squared error at their best scale, and that scale (0 where all codes are 0)."""
-    along = (groups * codes).sum(-1)
-    square = (codes * codes).sum(-1)
-    fitted = torch.where(square == 0, 0.0, along / square)
-    return fitted * along, fitted
+    return scales.encode(groups, scale, offset, 0, 15), scale, offset
 
 
 def _up(values: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from slotwise.engine.drafters import Drafter
 from slotwise.engine.drafters.model import ModelDrafter
 from slotwise.engine.drafters.ngram import NgramDrafter
 from slotwise.engine.drafters.none import NoDrafter
-from slotwise.engine.executor import Executor, Progress
+from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.observer import Observer
 from slotwise.engine.parts import check_prompt, lanes_of, make_ledger
@@ -40,6 +40,7 @@ from slotwise.engine.request import FinishReason, Request
 from slotwise.engine.sampler import Sampler, logprobs_of
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.stops import StopChecker
+from slotwise.engine.weights import Progress
 from slotwise.engine.width import WidthPolicy
 from slotwise.plans.binding import Binding
 from slotwise.plans.plan import Plan

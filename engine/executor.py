@@ -19,17 +19,16 @@ import torch
 
 from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
-from slotwise.core.graph import Parameter, Value
+from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
+from slotwise.engine.arrays import Arrays, memory_of
 from slotwise.engine.observer import BoundCall, Conductor
+from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import SAMPLER, Program
 from slotwise.plans.rows import RowInputs
 from slotwise.plans.sampling import output_buffers
 from slotwise.plans.show import size
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what, done, total) during long work."""
 
 Probe = Callable[[str, str, float], None]
 """Called as (program name, kernel, seconds) after each launch, when timing is on."""
@@ -38,9 +37,9 @@ Probe = Callable[[str, str, float], None]
 class Executor:
     """Holds what a plan needs to run. `weights` gives each role's tensors.
 
-    `arrays[name]` is the engine's array `name` as numpy, sharing memory with what kernels read and write. `calls` are
-    each program's calls with their tensors, by role, kind and rows; a `conductor`, where one is set, runs them in the
-    executor's place. `threads` is the number of threads for backends that bring their own. Raises PlanError when a
+    `arrays[name]` is the engine's array `name` as numpy; where kernels run on a GPU, `arrays` does the copying. `calls`
+    are each program's calls with their tensors, by role, kind and rows; a `conductor`, where one is set, runs them in
+    the executor's place. `threads` is the number of threads for backends that bring their own. Raises PlanError when a
     weight does not have the shape that the plan says.
     """
 
@@ -52,13 +51,17 @@ class Executor:
         threads: int | None = None,
     ) -> None:
         self.plan = plan
-        check_memory(plan)
-        self.buffers = {name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch) for name, spec in plan.buffers}
-        self.arrays: dict[str, npt.NDArray[np.generic]] = {name: b.numpy() for name, b in self.buffers.items()}
-        self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8)
-        self.caches = {role.role: _caches(plan, role.role) for role in plan.roles}
+        device = memory_of(plan)
+        check_memory(plan, device)
+        self.buffers = {
+            name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch, device=device) for name, spec in plan.buffers
+        }
+        self.arrays = Arrays(self.buffers, separate=device.type != "cpu")
+        self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=device)
+        self.caches = {role.role: _caches(plan, role.role, device) for role in plan.roles}
         self.weights = {
-            role.role: _load_weights(role.parameters, weights[role.role], role.role, progress) for role in plan.roles
+            role.role: _on(device, load_weights(role.parameters, weights[role.role], role.role, progress))
+            for role in plan.roles
         }
         self.launches_run = 0
         self.seconds_in_kernels = 0.0
@@ -71,10 +74,13 @@ class Executor:
         self._launches: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
         self._names: dict[tuple[str, str, int], tuple[str, ...]] = {}
         self._rows: dict[tuple[str, int], RowInputs] = {}
+        self._touches: dict[tuple[str, str, int], tuple[tuple[str, ...], tuple[str, ...]]] = {}
         for done, program in enumerate(plan.programs):
             key = (program.role, program.kind, program.rows)
             self._programs[key] = program
             self.calls[key] = self._bind(program)
+            reads = tuple(program.buffer_of(value) for value in program.graph.inputs)
+            self._touches[key] = reads, output_buffers(program.kind, plan.options.acceptance)
             self._launches[key] = _chained(program, tuple(call.launch for call in self.calls[key]), threads)
             self._names[key] = tuple(node.selection.kernel for node in program.graph.nodes if node.selection)
             self._buckets[key[:2]] = plan.buckets(program.role, program.kind)
@@ -100,9 +106,15 @@ class Executor:
 
     def run(self, role: str, kind: str, rows: int) -> None:
         """Run the program of exactly this bucket on what its arrays hold."""
+        reads, writes = self._touches[role, kind, rows]
+        self.arrays.before(reads)
         if self.conductor is not None:
             self.conductor(self._programs[role, kind, rows], self.calls[role, kind, rows])
-            return
+        else:
+            self._launch(role, kind, rows)
+        self.arrays.after(writes)
+
+    def _launch(self, role: str, kind: str, rows: int) -> None:
         launches = self._launches[role, kind, rows]
         if self.probe is not None:
             self._run_probed(role, kind, rows, self.probe)
@@ -185,24 +197,27 @@ def _chained(program: Program, launches: tuple[Launch, ...], threads: int | None
     return tuple(found)
 
 
-def check_memory(plan: Plan) -> None:
-    """Raise PlanError, with the numbers, when the plan needs more memory than this machine has at all."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+def check_memory(plan: Plan, device: torch.device | None = None) -> None:
+    """Raise PlanError, with the numbers, when the plan needs more memory than this machine, or the GPU has free."""
+    if device is not None and device.type == "cuda":
+        present, where = torch.cuda.mem_get_info(device)[0], f"{torch.cuda.get_device_name(device)} has free"
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        present, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine has"
+    else:
         return
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if plan.total_bytes <= present:
         return
     fixed = plan.total_bytes - sum(role.cache_bytes for role in plan.roles)
     a_page = sum(role.cache_bytes // (role.pages + 1) for role in plan.roles)
     pages = max(0, (present - fixed) // a_page - 1)
     raise PlanError(
-        f"the plan needs {size(plan.total_bytes)}, this machine has {size(present)}: weights, arena and arrays take "
+        f"the plan needs {size(plan.total_bytes)}, {where} {size(present)}: weights, arena and arrays take "
         f"{size(fixed)}, a page of every role {size(a_page)}, and {plan.target.pages} pages are planned; at most "
         f"{pages} fit: set pages={pages} or less, lower capacity or max_sequences, or use a smaller dtype"
     )
 
 
-def _int32(arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> npt.NDArray[np.int32]:
+def _int32(arrays: Arrays, name: str) -> npt.NDArray[np.int32]:
     found: npt.NDArray[np.int32] = arrays[name].view(np.int32)
     return found
 
@@ -212,51 +227,17 @@ def _leading(buffer: torch.Tensor, value: Value) -> torch.Tensor:
     return buffer[: value.spec.sizes()[0]]
 
 
-def _caches(plan: Plan, role_name: str) -> dict[str, torch.Tensor]:
+def _caches(plan: Plan, role_name: str, device: torch.device) -> dict[str, torch.Tensor]:
     role = plan.role(role_name)
     found = {}
     for cache in role.caches:
         shape = (role.slots, cache.kv_heads, cache.head_dim)
-        found[f"kv{cache.layer}.k"] = torch.zeros(shape, dtype=role.dtype.torch)
-        found[f"kv{cache.layer}.v"] = torch.zeros(shape, dtype=role.dtype.torch)
+        found[f"kv{cache.layer}.k"] = torch.zeros(shape, dtype=role.dtype.torch, device=device)
+        found[f"kv{cache.layer}.v"] = torch.zeros(shape, dtype=role.dtype.torch, device=device)
     return found
 
 
-def _load_weights(
-    parameters: tuple[Parameter, ...], source: WeightSource, role: str, progress: Progress | None
-) -> dict[str, torch.Tensor]:
-    """Parameters by name: a mapped view where dtype and shape already fit, else one copy that joins and converts.
-
-    Parameters with the same sources and spec share one tensor.
-    """
-    shared: dict[tuple[object, ...], torch.Tensor] = {}
-    found = {}
-    for done, parameter in enumerate(parameters):
-        spec = parameter.value.spec
-        key = (parameter.sources, spec)
-        if key not in shared:
-            parts = [source.tensor(name, spec) for name in parameter.sources]
-            shared[key] = _join(parts, parameter, role)
-        found[parameter.value.name] = shared[key]
-        if progress is not None:
-            progress(f"loading {role}", done + 1, len(parameters))
-    return found
-
-
-def _join(parts: list[torch.Tensor], parameter: Parameter, role: str) -> torch.Tensor:
-    spec = parameter.value.spec
-    rows = sum(part.shape[0] for part in parts)
-    shape = (rows, *parts[0].shape[1:])
-    if shape != spec.sizes():
-        raise PlanError(
-            f"{role}: weight {parameter.value.name} must be {spec}, the checkpoint gives {list(shape)} from "
-            f"{', '.join(parameter.sources)}; was the plan made for another checkpoint?"
-        )
-    if len(parts) == 1 and parts[0].dtype == spec.dtype.torch and parts[0].is_contiguous():
-        return parts[0]
-    joined = torch.empty(shape, dtype=spec.dtype.torch)
-    start = 0
-    for part in parts:
-        joined[start : start + part.shape[0]].copy_(part)
-        start += part.shape[0]
-    return joined
+def _on(device: torch.device, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on `device`; what two names share is moved once."""
+    moved = {id(tensor): tensor.to(device) for tensor in tensors.values()}
+    return {name: moved[id(tensor)] for name, tensor in tensors.items()}

@@ -78,7 +78,7 @@ class Sampler:
 
     def in_vocabulary(self, tokens: Ints) -> Bools:
         """Which of `tokens` are ids of this model: what a kernel says is checked like anyone's word."""
-        inside: Bools = (tokens >= 0) & (tokens < self.logits.shape[1])
+        inside: Bools = (tokens >= 0) & (tokens < self._executor.plan.target.vocab_size)
         return inside
 
     def filter(self, row_lanes: Ints, positions: Ints) -> None:

@@ -22,6 +22,7 @@ from slotwise.plans.passes.fuse_projections import FuseProjections
 from slotwise.plans.passes.fuse_rotary_write import FuseRotaryWrite
 from slotwise.plans.passes.lower_cache import LowerCache
 from slotwise.plans.passes.plan_buffers import plan_buffers
+from slotwise.plans.passes.quantise_weights import QuantiseWeights
 from slotwise.plans.passes.schedule import Schedule
 from slotwise.plans.passes.select_kernels import SelectKernels
 from slotwise.plans.passes.specialise import Specialise
@@ -50,6 +51,7 @@ def symbolic_passes(options: PlanOptions) -> tuple[Pass, ...]:
         FuseProjections(),
         LowerCache(page_size=options.page_size, speculates=options.speculate > 0),
         FuseRotaryWrite(),
+        QuantiseWeights(options.weights),
     )
 
 

@@ -58,7 +58,9 @@ def _memory(left: Plan, right: Plan) -> list[str]:
             "total": size(plan.total_bytes),
             "arena": size(plan.arena_bytes),
             "buffers": size(plan.buffer_bytes),
-        } | {f"cache {role.role}": size(role.cache_bytes) for role in plan.roles}
+            **{f"cache {role.role}": size(role.cache_bytes) for role in plan.roles},
+            **{f"weights {role.role}": size(role.parameter_bytes) for role in plan.roles},
+        }
 
     return _table(table(left), table(right))
 
@@ -73,7 +75,9 @@ def _roles(left: Plan, right: Plan) -> list[str]:
 
 def _role_fields(role: RolePlan) -> dict[str, str]:
     names = [field.name for field in fields(role) if field.name not in ("role", "model", "parameters", "caches")]
-    return {name: str(getattr(role, name)) for name in names} | {"dtype": role.dtype.value}
+    kinds = Counter(f"{p.derive or 'as stored'} {p.value.spec.dtype.value}" for p in role.parameters)
+    held = ", ".join(f"{kind} x{count}" for kind, count in sorted(kinds.items()))
+    return {name: str(getattr(role, name)) for name in names} | {"dtype": role.dtype.value, "parameters": held}
 
 
 def _steps(left: Plan, right: Plan) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from slotwise.core.errors import OptionError, nearest
 from slotwise.core.ops import contracts
+from slotwise.core.quantise import SCHEMES
 from slotwise.core.specs import DType
 
 Preference = tuple[tuple[str, tuple[str, ...]], ...]
@@ -20,6 +21,8 @@ BackendChoice = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 ANY_OP = "*"
 MAX_SPECULATE = 63
 ACCEPTANCE_RULES = ("coupled", "rejection")
+NATIVE = "native"
+WEIGHTS = (NATIVE, *SCHEMES)
 
 
 def parse_preference(choice: BackendChoice | Preference) -> Preference:
@@ -57,7 +60,8 @@ class PlanOptions:
     `capacity` is the most tokens of one sequence, prompt included (0: the model's own maximum, at most 4096); `pages`
     is the number of pages of each role's pool (0: enough for `max_sequences` full sequences); `speculate` is the
     greatest draft width; `prefill_chunk` is the most prompt rows of one prefill call; `decode_rows` the most rows of
-    one decode-side call. `dtype` None computes in the checkpoint's dtype.
+    one decode-side call. `dtype` None computes in the checkpoint's dtype. `weights` says how the matrices of
+    both models are held: `native`, in the computing dtype, or quantised at load by a scheme of `core/quantise.py`.
     """
 
     backend: Preference = ((ANY_OP, ("reference",)),)
@@ -72,6 +76,7 @@ class PlanOptions:
     decode_rows: int = 64
     share_prefixes: bool = True
     dtype: DType | None = None
+    weights: str = NATIVE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", parse_preference(self.backend))
@@ -94,9 +99,11 @@ class PlanOptions:
         for name in ("adaptive", "share_prefixes"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name} must be true or false, is {getattr(self, name)!r}")
-        if self.acceptance not in ACCEPTANCE_RULES:
-            hint = nearest(str(self.acceptance), ACCEPTANCE_RULES)
-            raise OptionError(f"acceptance must be one of {', '.join(ACCEPTANCE_RULES)}, is {self.acceptance!r}{hint}")
+        for name, choices in (("acceptance", ACCEPTANCE_RULES), ("weights", WEIGHTS)):
+            value = getattr(self, name)
+            if value not in choices:
+                hint = nearest(str(value), choices)
+                raise OptionError(f"{name} must be one of {', '.join(choices)}, is {value!r}{hint}")
         if self.speculate >= self.decode_rows:
             raise OptionError(
                 f"speculate {self.speculate} does not fit decode_rows {self.decode_rows}: verifying k drafts takes "

@@ -54,8 +54,9 @@ class Program:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of weights and tables that one run reads."""
-        return sum(parameter.value.spec.nbytes() for parameter in self.graph.parameters)
+        """Bytes of weights and tables that one run reads; of a table that is only looked up in, next to nothing."""
+        read = {v.name for node in self.graph.nodes if node.op != "embedding" for v in node.inputs if v is not None}
+        return sum(p.value.spec.nbytes() for p in self.graph.parameters if p.value.name in read)
 
     def bytes_moved(self) -> int:
         """Bytes that the calls of one run must at least move, attention left out (it depends on lengths)."""
@@ -107,6 +108,6 @@ class RolePlan:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of weights and tables in the computing dtype; a tensor used twice counts once."""
-        unique = {(p.sources, p.value.spec): p.value.spec.nbytes() for p in self.parameters}
+        """Bytes of weights and tables as they are held; a tensor used twice counts once."""
+        unique = {(p.sources, p.derive, p.value.spec): p.value.spec.nbytes() for p in self.parameters}
         return sum(unique.values())

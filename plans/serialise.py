@@ -127,11 +127,13 @@ def _read_options(data: Json) -> PlanOptions:
 
 
 def _parameter(parameter: Parameter) -> Json:
-    return {"name": parameter.value.name, "spec": str(parameter.value.spec), "sources": list(parameter.sources)}
+    found = {"name": parameter.value.name, "spec": str(parameter.value.spec), "sources": list(parameter.sources)}
+    return {**found, "derive": parameter.derive} if parameter.derive else found
 
 
 def _read_parameter(data: Json) -> Parameter:
-    return Parameter(Value(data["name"], parse_spec(data["spec"]), "parameter"), tuple(data["sources"]))
+    value = Value(data["name"], parse_spec(data["spec"]), "parameter")
+    return Parameter(value, tuple(data["sources"]), data.get("derive", ""))
 
 
 def _cache(cache: Cache) -> Json:

@@ -50,8 +50,10 @@ def show_plan(plan: Plan, *, programs: bool = False) -> str:
 
 
 def _show_role(role: RolePlan) -> str:
+    schemes = sorted({p.derive.partition(".")[0] for p in role.parameters if p.derive})
+    held = f"{', '.join(schemes)} weights" if schemes else "weights"
     return (
-        f"  {role.role}: {role.model} in {role.dtype.value}, {len(role.caches)} layers, weights "
+        f"  {role.role}: {role.model} in {role.dtype.value}, {len(role.caches)} layers, {held} "
         f"{size(role.parameter_bytes)}, capacity {role.capacity}, cache {size(role.cache_bytes)} = {role.pages} pages "
         f"and a scratch page"
     )

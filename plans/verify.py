@@ -13,6 +13,7 @@ from slotwise.core.check import check_graph
 from slotwise.core.errors import BackendError, SlotwiseError, VerificationError
 from slotwise.core.graph import Node
 from slotwise.core.printer import format_around
+from slotwise.core.quantise import DERIVATIONS
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import DRAFT, PREFILL, SAMPLER, TARGET, Program, RolePlan
@@ -273,6 +274,10 @@ def _verify_parameters(role: RolePlan, program: Program) -> None:
         value = parameter.value
         if known.get(value.name) != parameter:
             raise VerificationError("weights", f"program {program.name}: {value.name}: {value.spec} is not the role's")
+        if parameter.derive and parameter.derive not in DERIVATIONS:
+            raise VerificationError(
+                "weights", f"program {program.name}: {value.name} is derived by {parameter.derive!r}, which is unknown"
+            )
         if parameter.sources[0].startswith("rope.") and value.spec.sizes()[0] < role.positions:
             raise VerificationError(
                 "rotary",

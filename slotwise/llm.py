@@ -52,7 +52,9 @@ class LLM:
     `capacity` is the most tokens of a sequence, prompt included (default: the model's maximum, at most 4096);
     `page_size` the slots of a page; `pages` the pages of each role's pool; `max_sequences` how many run at once;
     `speculate` the greatest draft width; `acceptance` `"coupled"` (the output does not depend on the drafter) or
-    `"rejection"`; `dtype` what to compute in (default: the checkpoint's). A `preset` gives values for those left out.
+    `"rejection"`; `dtype` what to compute in (default: the checkpoint's); `weights` how the matrices of both models are
+    held: `"native"` (default), or quantised while loading, `"int8"`, `"int4"` or `"int4_zp"`. A `preset` gives values
+    for those left out.
     `plan`, a saved plan or its file, stands for all of these: its options are taken, and any difference between it and
     what this version makes of these checkpoints is an error.
     `threads` is how many threads compute, PyTorch's for the whole process included (default: one for each core; 1 is
@@ -80,6 +82,7 @@ class LLM:
         decode_rows: int | None = None,
         share_prefixes: bool | None = None,
         dtype: str | DType | None = None,
+        weights: str | None = None,
         preset: str | Path | None = None,
         plan: Plan | str | Path | None = None,
         threads: int | None = None,
@@ -102,6 +105,7 @@ class LLM:
             "decode_rows": decode_rows,
             "share_prefixes": share_prefixes,
             "dtype": dtype,
+            "weights": weights,
         }
         given = {name: value for name, value in given.items() if value is not None}
         check_path("model", model, "a checkpoint folder")
@@ -130,13 +134,13 @@ class LLM:
         if saved is not None:
             check_saved(saved, loaded, drafter)
         self._plan = saved or compile_for(loaded, drafter, options, debug.pass_observer())
-        weights = {TARGET: loaded.weights}
+        sources = {TARGET: loaded.weights}
         if isinstance(drafter, LoadedModel):
-            weights[DRAFT] = drafter.weights
+            sources[DRAFT] = drafter.weights
         with progress_for(progress) as report:
             engine = Engine(
                 self._plan,
-                weights,
+                sources,
                 pieces=TokenPieces(self.tokenizer.backend),
                 eos_ids=self._defaults.eos_token_ids or self.tokenizer.eos_ids,
                 progress=report,

@@ -13,6 +13,7 @@ sum of the codes), with H the groups in whole octets, and at least one more; wha
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ _WORDS = ir.VectorType(ir.IntType(16), GROUP // 2)
 _INTEGERS = ir.VectorType(ir.IntType(32), 8)
 _F8 = ir.VectorType(ir.FloatType(), 8)
 _H8 = ir.VectorType(ir.HalfType(), 8)
+_FLOAT = ir.FloatType()
 _I32 = ir.IntType(32)
 _ROUNDER = np.float32(12582912.0)  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits
 _MOST = np.float32(127.0)
@@ -230,8 +232,8 @@ def quantised_tile(
                     into = builder.add(products_at, builder.mul(place, int64(4)))
                     store(builder, product, into, 4 * batch_size * (t * n_columns + n))
 
-        def add_group(sums: list[Any], group: Any, place: Any) -> list[Any]:
-            """Add the products of one group, whose scales are at `place` (in bytes) of the batch."""
+        def add_group(sums: list[Any], group: Any, scale_of: Callable[[int, int], Any]) -> list[Any]:
+            """Add the products of one group; `scale_of(t, n)` is the product of its scales."""
             found = list(sums)
             row_at = builder.add(x, builder.mul(group, int64(n_rows * GROUP)))
             rows = [load(builder, _CODES, row_at, GROUP * t) for t in range(n_rows)]
@@ -243,33 +245,34 @@ def quantised_tile(
                 for t in range(n_rows):
                     product = product_of_codes if stored == INT8 else sum_of_fours
                     whole = builder.sitofp(product(builder, weight, rows[t]), _F8)
-                    at = builder.add(builder.add(products_at, place), int64(4 * batch_size * (t * n_columns + n)))
-                    scalar = load(builder, ir.FloatType(), at)
+                    scalar = scale_of(t, n)
                     vector = builder.insert_element(ir.Constant(_F8, ir.Undefined), scalar, ir.Constant(_I32, 0))
                     spread = builder.shuffle_vector(vector, vector, zeros)
                     found[t * n_columns + n] = fma(builder, whole, spread, found[t * n_columns + n])
             return found
 
-        def edge_of(sources: list[Any], first: Any, rest: Any) -> list[Any]:
-            """The last groups' float16 numbers, with zeros up to eight."""
-            edges = []
-            for source in sources:
-                memory = cgutils.alloca_once(builder, _H8)
-                builder.store(ir.Constant(_H8, None), memory)
-                edge = builder.ptrtoint(memory, ir.IntType(64))
-                with Loop(builder, rest, 1, []) as loop:
-                    at = builder.add(source, builder.mul(builder.add(first, loop.index), int64(2)))
-                    into = builder.add(edge, builder.mul(loop.index, int64(2)))
-                    store(builder, load(builder, ir.IntType(16), at), into)
-                edges.append(edge)
-            return edges
-
         def at_group(sources: list[Any], group: Any) -> list[Any]:
             return [builder.add(source, builder.mul(group, int64(2))) for source in sources]
 
+        def made_ahead(place: Any) -> Callable[[int, int], Any]:
+            """Products of scales from the stack, at `place` (in bytes) of the batch."""
+
+            def scale_of(t: int, n: int) -> Any:
+                at = builder.add(builder.add(products_at, place), int64(4 * batch_size * (t * n_columns + n)))
+                return load(builder, _FLOAT, at)
+
+            return scale_of
+
+        def row_number(start: Any, t: int, group: Any) -> Any:
+            """The float32 number of row t for a group, in the array at `start`."""
+            at = builder.add(start, builder.mul(builder.add(builder.mul(high, int64(t)), group), int64(4)))
+            return load(builder, _FLOAT, at)
+
         whole = builder.and_(groups, int64(-OCTET))
         rest = builder.sub(groups, whole)
-        with Loop(builder, whole, batch_size, [splat(_F8, 0.0)] * (n_rows * n_columns)) as batch:
+        pairs = [(t, n) for t in range(n_rows) for n in range(n_columns)]
+        nothing = [splat(_F8, 0.0)] * len(pairs)
+        with Loop(builder, whole, batch_size, nothing) as batch:
             left = builder.sub(whole, batch.index)
             some = builder.select(builder.icmp_signed("<", left, int64(batch_size)), left, int64(batch_size))
             with Loop(builder, some, OCTET, []) as octets:
@@ -284,34 +287,51 @@ def quantised_tile(
                         prefetch(builder, builder.add(ahead, int64(AHEAD + line)))
                 for place in range(unrolled):
                     at = builder.mul(builder.add(loop.index, int64(place)), int64(4))
-                    sums = add_group(sums, builder.add(first, int64(place)), at)
+                    sums = add_group(sums, builder.add(first, int64(place)), made_ahead(at))
                 loop.next = sums
             batch.next = loop.result
-        octet_edges = edge_of(factors, whole, rest)
-        octet(whole, octet_edges, int64(0))
-        with Loop(builder, rest, 1, batch.result) as tail:
-            tail.next = add_group(tail.carried, builder.add(whole, tail.index), builder.mul(tail.index, int64(4)))
-        totals = [sum_lanes(builder, each) for each in tail.result]
+        # What the codes are off by, group by group: -8 times the scale, or the offset; eight groups at once.
+        sources = shifts if stored == INT4_OFFSET else factors
+        times = 1.0 if stored == INT4_OFFSET else -8.0
+        more = nothing
         if stored != INT8:
-            # What the codes are off by, group by group: -8 times the scale, or the offset.
-            sources = shifts if stored == INT4_OFFSET else factors
-            times = splat(_F8, 1.0 if stored == INT4_OFFSET else -8.0)
-
-            def add_shifts(sums: list[Any], first: Any, sources: list[Any]) -> list[Any]:
-                found = list(sums)
-                wide = [builder.fmul(builder.fpext(load(builder, _H8, source), _F8), times) for source in sources]
-                for t in range(n_rows):
-                    at = builder.add(sums_at, builder.mul(builder.add(builder.mul(high, int64(t)), first), int64(4)))
-                    row = load(builder, _F8, at)
-                    for n in range(n_columns):
-                        found[t * n_columns + n] = fma(builder, wide[n], row, found[t * n_columns + n])
-                return found
-
-            with Loop(builder, whole, OCTET, [splat(_F8, 0.0)] * (n_rows * n_columns)) as loop:
-                loop.next = add_shifts(loop.carried, loop.index, at_group(sources, loop.index))
-            edges = edge_of(shifts, whole, rest) if stored == INT4_OFFSET else octet_edges
-            last = add_shifts(loop.result, whole, edges)
-            totals = [builder.fadd(total, sum_lanes(builder, more)) for total, more in zip(totals, last, strict=True)]
+            with Loop(builder, whole, OCTET, nothing) as loop:
+                wide = [
+                    builder.fmul(builder.fpext(load(builder, _H8, source), _F8), splat(_F8, times))
+                    for source in at_group(sources, loop.index)
+                ]
+                for (t, n), total in zip(pairs, loop.carried, strict=True):
+                    at = builder.add(builder.mul(high, int64(t)), loop.index)
+                    row = load(builder, _F8, builder.add(sums_at, builder.mul(at, int64(4))))
+                    loop.next.append(fma(builder, wide[n], row, total))
+            more = loop.result
+        # The groups of a last, unfinished octet, one by one.
+        zero = ir.Constant(_FLOAT, 0.0)
+        with Loop(builder, rest, 1, [*batch.result, *([zero] * len(pairs))]) as tail:
+            group = builder.add(whole, tail.index)
+            factor = [builder.fpext(load(builder, ir.HalfType(), at), _FLOAT) for at in at_group(factors, group)]
+            sums = add_group(
+                tail.carried[: len(pairs)],
+                group,
+                lambda t, n: builder.fmul(factor[n], row_number(scales_at, t, group)),
+            )
+            off = tail.carried[len(pairs) :]
+            if stored != INT8:
+                shift = [
+                    builder.fmul(builder.fpext(load(builder, ir.HalfType(), at), _FLOAT), ir.Constant(_FLOAT, times))
+                    for at in at_group(sources, group)
+                ]
+                off = [
+                    fma(builder, shift[n], row_number(sums_at, t, group), total)
+                    for (t, n), total in zip(pairs, off, strict=True)
+                ]
+            tail.next = [*sums, *off]
+        totals = [sum_lanes(builder, each) for each in tail.result[: len(pairs)]]
+        if stored != INT8:
+            totals = [
+                builder.fadd(builder.fadd(total, sum_lanes(builder, eights)), ones)
+                for total, eights, ones in zip(totals, more, tail.result[len(pairs) :], strict=True)
+            ]
         for t in range(n_rows):
             row = builder.add(out, builder.mul(out_stride, int64(t)))
             for n in range(n_columns):

@@ -11,7 +11,7 @@ from typing import Any
 from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import Sampling
 from slotwise.llm import LLM
-from slotwise.plans.options import ACCEPTANCE_RULES, BackendChoice
+from slotwise.plans.options import ACCEPTANCE_RULES, WEIGHTS, BackendChoice
 from slotwise.plans.presets import preset_names
 
 PLAN_OPTIONS = (
@@ -27,6 +27,7 @@ PLAN_OPTIONS = (
     "prefill_chunk",
     "decode_rows",
     "dtype",
+    "weights",
     "preset",
 )
 SAMPLING_OPTIONS = (
@@ -76,6 +77,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     group.add_argument("--prefill-chunk", type=int, metavar="N", help="most prompt tokens of one prefill call")
     group.add_argument("--decode-rows", type=int, metavar="N", help="most rows of one decode or verification call")
     group.add_argument("--dtype", metavar="T", help="what to compute in: float32, bfloat16, float16")
+    group.add_argument("--weights", choices=WEIGHTS, help="how matrices are held; all but native are made at load")
     group.add_argument("--preset", metavar="P", help=f"a TOML file, or one of {', '.join(preset_names())}")
     return group
 

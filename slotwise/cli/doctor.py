@@ -78,4 +78,6 @@ def _backend(name: str) -> str:
         return f"cannot be loaded: {error}"
     reason = backend.unavailable()
     ops = len({kernel.op for kernel in backend.kernels})
-    return f"ready, {len(backend.kernels)} kernels for {ops} ops" if reason is None else f"not here: {reason}"
+    if reason is not None:
+        return f"not here: {reason}"
+    return f"ready, {len(backend.kernels)} kernels for {ops} ops{backend.note and f'; {backend.note}'}"

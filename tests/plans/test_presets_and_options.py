@@ -95,7 +95,8 @@ BAD: dict[str, tuple[Any, ...]] = {
     "prefill_chunk": (0, 2**16 + 1),
     "decode_rows": (0, 2**12 + 1, 5),
     "share_prefixes": (0, "no"),
-    "dtype": ("float33", "int32", "bool", 3),
+    "dtype": ("float33", "int32", "int8", "bool", 3),
+    "weights": ("int5", "INT8", "", None, 8, ["int8"]),
 }
 
 

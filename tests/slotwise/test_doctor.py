@@ -26,11 +26,12 @@ def test_what_is_missing_comes_with_its_command(run: Run, monkeypatch: pytest.Mo
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(importlib.metadata, "version", none)
-    monkeypatch.setattr(doctor, "backend_names", lambda: ("numba_cpu",))
+    monkeypatch.setattr(doctor, "backend_names", lambda: ("numba_cpu", "cuda_triton"))
     out = run("doctor").out
     assert "jinja2      missing, Slotwise needs it: pip install jinja2" in out
-    assert "numba       missing, numba_cpu needs it: pip install numba" in out
-    assert "triton" not in out  # no backend of this version needs it
+    assert "numba       missing, Slotwise needs it: pip install numba" in out
+    assert "triton      missing, cuda_triton needs it: pip install triton" in out
+    assert "numba-cuda" not in out  # no backend named here needs it
 
 
 def test_a_backend_that_cannot_run_says_why(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,177 @@
+"""Breaks the Triton kernels, one place at a time, and reports which breaks the tests notice.
+
+    .venv/bin/python scripts/mutate_kernels.py [--sample N] [--seed S] [--file attention.py]
+
+A mutant is one change of one line inside a `@triton.jit` function: a mask dropped or let one further, an index shifted,
+a loop that ends a block early, K and V swapped, a comparison or a sign turned. Each runs in a process of its own, with
+the changed file in place of the real one, which stays as it is; the tests are those of tests/backends that a kernel of
+that file has. A crash or a run over the time limit counts as noticed. Exit code 1 when a mutant survives that is not
+listed in `EQUIVALENT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.abc
+import importlib.util
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "backends" / "cuda_triton"
+PACKAGE = "slotwise.backends.cuda_triton"
+
+CHANGES: tuple[tuple[str, str, str], ...] = (
+    ("a mask dropped", r", mask=(?:[^(),]|\((?:[^()]|\([^()]*\))*\))+(?:, other=[^()]*(?:\([^()]*\))?)?\)", ")"),
+    ("a mask one further", r"(mask=[^<\n]*?) < ", r"\1 <= "),
+    ("an index shifted", r"tl\.arange\(0, (\w+)\)", r"(1 + tl.arange(0, \1))"),
+    ("the last block skipped", r"range\((.+), (\w+), (BLOCK\w*)\)", r"range(\1, \2 - \3, \3)"),
+    ("K and V swapped", r"\bk_cache\b(?=.*\bat\[)", "v_cache"),
+    ("V taken from K", r"\bv_cache\b(?=.*\bat\[)", "k_cache"),
+    ("a bound turned", r" >= ", " > "),
+    ("a bound widened", r" < (?=size|sequences|end|last|limit)", " <= "),
+    ("a greater for a less", r"tl\.maximum\(", "tl.minimum("),
+    ("a sign turned", r"(\w) - (\w)", r"\1 + \2"),
+    ("a sum for a difference", r"(\w) \+ (\w+ \*|tl\.load)", r"\1 - \2"),
+    ("a factor dropped", r" \* (scale|shrink|its_share|noise)\b", ""),
+    ("and for or", r" \| ", " & "),
+)
+
+TESTS = {
+    "embedding.py": "embedding or take_rows",
+    "norm.py": "add or norm",
+    "linear.py": "linear or logits or gated or product or parts",
+    "rotary.py": "rotary or write_slots",
+    "attention.py": "attention or write_slots or split or sequence",
+    "sampling.py": "greedy or sample or accept or draws or broken",
+    "filters.py": "filter or equal or broken",
+    "noise.py": "sample or accept or draws",
+}
+
+EQUIVALENT: dict[str, str] = {}
+"""`file:line change` -> why no test can see it."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed line."""
+
+    file: str
+    line: int
+    change: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.change}: {self.before.strip()}  ->  {self.after.strip()}"
+
+
+def mutants(file: str) -> Iterator[Mutant]:
+    """Every mutant of a file, in order."""
+    source = (KERNELS / file).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef) or not any("jit" in ast.unparse(d) for d in node.decorator_list):
+            continue
+        doc = node.body[0].end_lineno or node.lineno
+        for number in range(doc + 1, (node.end_lineno or doc) + 1):
+            line = lines[number - 1]
+            code = line.partition("  #")[0]
+            for change, pattern, replacement in CHANGES:
+                for match in re.finditer(pattern, code):
+                    after = code[: match.start()] + match.expand(replacement) + code[match.end() :]
+                    if after != code and _parses(lines, number, after):
+                        yield Mutant(file, number, change, line, after)
+
+
+def _parses(lines: list[str], number: int, after: str) -> bool:
+    try:
+        ast.parse("\n".join([*lines[: number - 1], after, *lines[number:]]))
+    except SyntaxError:
+        return False
+    return True
+
+
+class _Instead(importlib.abc.MetaPathFinder):
+    """Finds one module of the backend in a changed file."""
+
+    def __init__(self, module: str, path: Path) -> None:
+        self._module, self._path = module, path
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        return importlib.util.spec_from_file_location(name, self._path) if name == self._module else None
+
+
+def noticed(mutant: Mutant, limit: int) -> bool:
+    """Whether the tests fail with the mutant in place, in a child process."""
+    child = os.fork()
+    if child == 0:
+        os._exit(_run_tests(mutant, limit))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+def _run_tests(mutant: Mutant, limit: int) -> int:
+    signal.alarm(limit)
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    import pytest
+
+    lines = (KERNELS / mutant.file).read_text(encoding="utf-8").splitlines()
+    lines[mutant.line - 1] = mutant.after
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder) / mutant.file
+        changed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sys.meta_path.insert(0, _Instead(f"{PACKAGE}.{mutant.file.removesuffix('.py')}", changed))
+        tests = ROOT / "tests" / "backends"
+        wanted = f"({TESTS[mutant.file]}) and not bits_in_any_company and not every_configuration"
+        files = [str(tests / "test_cuda_triton.py"), str(tests / "test_kernels.py")]
+        selection = f"{wanted} and not reference and not numba"
+        return int(pytest.main([*files, "-x", "-q", "-p", "no:cacheprovider", "-k", selection]))
+
+
+def main() -> int:
+    """Run the mutants and report."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sample", type=int, default=0, help="this many mutants, picked by the seed (0: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--file", choices=sorted(TESTS), help="the mutants of one file")
+    parser.add_argument("--limit", type=int, default=120, help="seconds a mutant may take")
+    parsed = parser.parse_args()
+    os.chdir(ROOT)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import triton  # noqa: F401  (before the fork, so that each child need not)
+
+    import slotwise.core.validate  # noqa: F401
+
+    chosen = [m for file in ([parsed.file] if parsed.file else TESTS) for m in mutants(file)]
+    total = len(chosen)
+    if 0 < parsed.sample < total:
+        picked = sorted(random.Random(parsed.seed).sample(range(total), parsed.sample))
+        chosen = [chosen[i] for i in picked]
+    survivors, start = [], time.monotonic()
+    for mutant in chosen:
+        caught = noticed(mutant, parsed.limit)
+        print(f"{'noticed ' if caught else 'SURVIVED'} {mutant}", flush=True)
+        if not caught:
+            survivors.append(mutant)
+    excused = [m for m in survivors if f"{m.file}:{m.before.strip()} | {m.change}" in EQUIVALENT]
+    print(
+        f"{len(chosen) - len(survivors)} of {len(chosen)} mutants noticed ({total} there are); "
+        f"{len(survivors)} survived, "
+        f"{len(excused)} of them known to change nothing; {time.monotonic() - start:.0f} s"
+    )
+    return 1 if len(survivors) > len(excused) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

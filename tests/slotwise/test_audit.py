@@ -1,0 +1,111 @@
+"""The audit reads machine code, holds it to a budget, and says so with its exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="needs Triton: pip install -e '.[triton]'")
+
+from slotwise.audit.budget import Rule, broken_rules, load_budget
+from slotwise.audit.calls import calls_of
+from slotwise.audit.cubin import CHIPS, AuditError, KernelFacts, facts_of
+from slotwise.audit.report import Audit
+from slotwise.backends.cuda_triton.ahead import GENERATIONS, compile_call
+from slotwise.core.backend import load_backend
+from slotwise.core.specs import DType
+
+from .commands import Run
+
+KERNELS = tuple(kernel.name for kernel in load_backend("cuda_triton").kernels)
+
+
+def _facts(kernel: str, op: str, dtype: DType, generation: str) -> KernelFacts:
+    call = next(iter(calls_of(op, dtype)))
+    return facts_of(next(iter(compile_call(kernel, call, generation))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_keeps_the_budget(kernel: str, generation: str) -> None:
+    findings = list(Audit("cuda_triton", [generation], load_budget(), [kernel]).run())
+    assert findings
+    for finding in findings:
+        assert not finding.broken, (str(finding.facts.code.configuration), finding.broken)
+
+
+def test_registers_widths_and_instructions_are_read_off_the_cubin() -> None:
+    facts = _facts("add.flat", "add", DType.BF16, "sm_80")
+    assert 8 <= facts.registers <= 64
+    assert facts.widest_load == facts.widest_store == 16
+    assert facts.spills == facts.stack_bytes == 0
+    assert not facts.tensor
+    assert 20 < facts.instructions < 1000
+    assert facts.occupancy == 1.0
+
+
+def test_tensor_core_instructions_are_named() -> None:
+    facts = _facts("linear.rows", "linear", DType.BF16, "sm_80")
+    assert {name.split(".")[0] for name in facts.tensor} == {"HMMA"}
+    assert facts.shared_bytes > 0
+    assert facts.widest_load == 16
+
+
+def test_occupancy_is_what_registers_shared_memory_and_threads_leave() -> None:
+    facts = _facts("linear.rows", "linear", DType.BF16, "sm_80")
+    blocks = CHIPS["sm_80"].shared_bytes // (facts.shared_bytes + 1024)
+    assert facts.occupancy <= blocks * facts.code.threads / 32 / 64
+    assert facts.occupancy > 0
+
+
+def test_each_limit_of_a_rule_can_be_broken() -> None:
+    facts = _facts("add.flat", "add", DType.BF16, "sm_80")
+    for rule, words in (
+        (Rule("w", max_registers=1), "registers, at most 1"),
+        (Rule("w", max_instructions=1), "instructions, at most 1"),
+        (Rule("w", max_spills=-1), "0 spills"),
+        (Rule("w", min_occupancy=1.5), "occupancy"),
+        (Rule("w", min_load_bytes=32), "16 bytes in the widest load"),
+        (Rule("w", min_store_bytes=32), "16 bytes in the widest store"),
+        (Rule("w", tensor_any=("HMMA",)), "no tensor-core instruction of HMMA"),
+    ):
+        (found,) = broken_rules("cuda_triton", facts, (rule,))
+        assert words in found
+        assert not broken_rules("cuda_triton", facts, (Rule("w", kernels=("other.*",), max_registers=1),))
+    tensor = _facts("linear.rows", "linear", DType.BF16, "sm_80")
+    (found,) = broken_rules("cuda_triton", tensor, (Rule("w", tensor_only=("HGMMA",)),))
+    assert "HMMA where only HGMMA" in found
+
+
+def test_a_budget_with_a_mistake_is_refused(tmp_path: Path) -> None:
+    for text, words in (
+        ("[[rule]\n", "cannot be read"),
+        ("[limits]\n", "must hold"),
+        ("[[rule]]\nmax_spills = 0\n", "no `why`"),
+        ('[[rule]]\nwhy = "w"\nmax_spils = 0\n', "max_spils unknown"),
+        ('[[rule]]\nwhy = "w"\nkernels = "x"\n', "not of the right kind"),
+    ):
+        (tmp_path / "budget.toml").write_text(text)
+        with pytest.raises(AuditError, match=words):
+            load_budget(tmp_path / "budget.toml")
+
+
+def test_the_command_ends_with_0_inside_the_budget_and_1_outside(run: Run, tmp_path: Path) -> None:
+    arguments = ("audit", "--gpu", "sm_90", "--kernel", "add.flat")
+    inside = run(*arguments)
+    assert inside.code == 0, inside.err
+    assert "add_elements" in inside.out
+    (tmp_path / "strict.toml").write_text('[[rule]]\nwhy = "a test"\nmax_registers = 1\n')
+    outside = run(*arguments, "--budget", tmp_path / "strict.toml", "--json")
+    assert outside.code == 1
+    assert "registers, at most 1 allowed (a test)" in outside.err
+    assert all(json.loads(line)["broken"] for line in outside.out.splitlines())
+
+
+def test_unknown_names_are_refused_with_the_known_ones(run: Run) -> None:
+    assert "there are sm_80" in run("audit", "--gpu", "sm_70").err
+    assert "did you mean" in run("audit", "--kernel", "add.flt").err
+    assert "no machine code" in run("audit", "--backend", "reference").err
