@@ -209,7 +209,7 @@ class Lockstep:
     ) -> Finding:
         contract = contract_of(call.node.op)
         place = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), got.shape))
-        truth = oracle(contract, before.inputs, call.node.attr_dict)[name]
+        truth = oracle(contract, before.inputs, call.node.attr_dict)[name].cpu()
         tolerance = contract.tolerance[_dtype_of(call.node)]
         exact = tolerance == EXACT or not truth.is_floating_point()
         truth_at = float(truth.to(got.dtype)[place]) if exact else float(truth[place])
@@ -242,7 +242,7 @@ class Lockstep:
     def _measure(self, follower: _Follower, program: Program, index: int, call: BoundCall, its: BoundCall) -> None:
         rows = self._real_rows(program, call)
         for mine, other in zip(call.outputs[:1], its.outputs[:1], strict=True):
-            left, right = mine[:rows].double(), other[:rows].double()
+            left, right = mine[:rows].cpu().double(), other[:rows].cpu().double()
             size = float(left.norm())
             error = float((left - right).norm()) / size if size else float((left - right).norm())
             drift = Drift(self._engine.epoch, program.name, index, call.node.op, error, cosine(right, left))
@@ -305,12 +305,12 @@ def allowed_apart(contract: OpContract, name: str, want: torch.Tensor, tolerance
 def _results(contract: OpContract, its: BoundCall, call: BoundCall) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     """(name, follower's, leader's) of every output and written cache."""
     found = [
-        (argument.name, got, want)
+        (argument.name, got.cpu(), want.cpu())
         for argument, got, want in zip(contract.outputs, its.outputs, call.outputs, strict=True)
     ]
     for argument, got_in, want_in in zip(contract.inputs, its.inputs, call.inputs, strict=True):
         if argument.cache == "writes" and got_in is not None and want_in is not None:
-            found.append((argument.name, got_in, want_in))
+            found.append((argument.name, got_in.cpu(), want_in.cpu()))
     return found
 
 
@@ -318,7 +318,7 @@ def _ignore_meaningless(contract: OpContract, name: str, its: BoundCall, call: B
     """Rows that are not `ok` have no token."""
     names = [argument.name for argument in contract.outputs]
     if "ok" in names and name != "ok" and name in names:
-        apart[~call.outputs[names.index("ok")].bool()] = 0
+        apart[~call.outputs[names.index("ok")].cpu().bool()] = 0
 
 
 def _dtype_of(node: Node) -> DType:

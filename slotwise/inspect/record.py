@@ -265,7 +265,7 @@ class LogitsKeeper:
         buffers, epoch = self._engine.executor.buffers, self._engine.epoch
         rows = 1 if program.kind == "prefill" else int(buffers["row_start"][program.rows])
         number = self._counts[epoch] = self._counts.get(epoch, -1) + 1
-        self.tensors[f"step{epoch}.call{number}"] = buffers["logits"][:rows].clone()
+        self.tensors[f"step{epoch}.call{number}"] = buffers["logits"][:rows].to("cpu", copy=True)
 
 
 @contextmanager

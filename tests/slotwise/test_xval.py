@@ -186,6 +186,15 @@ def test_a_plans_own_calls_are_validated(plan: Plan) -> None:
     assert {check.case.partition(" call ")[0] for check in done.checks} <= {program.name for program in plan.programs}
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4_zp"])
+def test_quantised_calls_of_a_plan_are_validated(stories: Path, weights: str) -> None:
+    small = {"capacity": 48, "max_sequences": 1, "decode_rows": 2, "prefill_chunk": 16, "speculate": 0}
+    plan = plan_model(stories, dtype="float32", backend="reference", weights=weights, **small)
+    done = crossvalidate(plan, ops="linear*_q", timed=False)
+    assert done.passed, str(done)
+    assert {check.op for check in done.checks} >= {"linear_q", "linear_qkv_q", "linear_gated_q"}
+
+
 def test_a_plans_calls_find_a_bug_that_no_case_has(plan: Plan) -> None:
     def spoil(inputs: tuple[torch.Tensor | None, ...], outputs: tuple[torch.Tensor, ...]) -> None:
         if outputs[0].shape == (4, 192):  # a bucket of this plan, which no case has
