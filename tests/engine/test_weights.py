@@ -121,7 +121,7 @@ def test_a_quantised_model_gives_the_bits_of_its_restored_weights(scheme: str) -
 def test_with_quantised_weights_too_neither_drafts_nor_company_change_what_is_generated(
     scheme: str, draft: str
 ) -> None:
-    wanted = [request(prompt_of(2 + n, n) * 3, 14, temperature=0.5 * n, seed=n) for n in range(4)]
+    wanted = [request(prompt_of(6 + n, n) * 2, 30, temperature=0.5 * n, seed=n) for n in range(4)]
     engine = tiny_engine(MODEL, DRAFTS[draft], weights=scheme)
     completions = run(engine, wanted)
     assert [outcome(c) for c in completions] == [outcome(alone(MODEL, one, weights=scheme)) for one in wanted]
