@@ -111,7 +111,10 @@ def compile_plan(
     }
     programs: list[Program] = []
     for role, model in models.items():
-        graph = _run(model.graph, symbolic_passes(options), f"{role}", watch)
+        try:
+            graph = _run(model.graph, symbolic_passes(options), role, watch)
+        except PlanError as error:
+            raise PlanError(f"{role} {model.name}: {error}") from error
         made = _model_programs(roles[role], graph, options, backends, watch)
         parameters = {p.value.name: p for program in made for p in program.graph.parameters}
         roles[role] = replace(roles[role], parameters=tuple(parameters.values()))

@@ -28,7 +28,7 @@ class QuantiseWeights:
         if self.scheme == NATIVE:
             return graph
         scheme = scheme_of(self.scheme)
-        quantised = {f"{op.name}": name for name, op in FLOAT_OPS.items()}
+        quantised = {op.name: name for name, op in FLOAT_OPS.items()}
         parameters = {p.value.name: p for p in graph.parameters}
         made: dict[str, tuple[Parameter, ...]] = {}
         nodes: list[Node] = []
@@ -38,7 +38,7 @@ class QuantiseWeights:
                 nodes.append(node)
                 continue
             if weight.name not in made:
-                made[weight.name] = self._parts(graph, parameters[weight.name], scheme)
+                made[weight.name] = self._parts(parameters[weight.name], scheme)
             parts = [parameter.value for parameter in made[weight.name]]
             inputs = (node.inputs[0], *parts, *[None] * (3 - len(parts)), *node.inputs[2:])
             attrs = {**node.attr_dict, "bits": scheme.bits}
@@ -47,12 +47,12 @@ class QuantiseWeights:
         held = tuple(part for p in graph.parameters for part in (p, *made.get(p.value.name, ())))
         return replace(graph, parameters=tuple(p for p in held if p.value.name in used), nodes=tuple(nodes))
 
-    def _parts(self, graph: Graph, weight: Parameter, scheme: Scheme) -> tuple[Parameter, ...]:
+    def _parts(self, weight: Parameter, scheme: Scheme) -> tuple[Parameter, ...]:
         name, spec = weight.value.name, weight.value.spec
         rows, columns = spec.sizes()
         if columns % GROUP:
             raise PlanError(
-                f"{graph.name}: weights={scheme.name!r} quantises groups of {GROUP} in a row, but parameter {name} is "
+                f"weights={scheme.name!r} quantises groups of {GROUP} in a row, but parameter {name} is "
                 f"{spec}, and {columns} is no multiple of {GROUP}; use weights='native'"
             )
         return tuple(

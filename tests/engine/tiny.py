@@ -78,17 +78,27 @@ class TinyModel:
 
     def draft(self, noise: float = 0.1, *, layers: int = 1, max_positions: int | None = None) -> TinyModel:
         """This model's first layers with noise in their weights, and perhaps a shorter context."""
+        shapes = dict(self.weights.shapes)
         same = {"vocab": self.spec.vocab_size, "max_positions": max_positions or self.spec.max_positions}
+        same |= {"hidden": shapes["embedding"][1], "inner": shapes["layers.0.up"][0]}
         cut = tiny_model(self.weights.seed, layers=layers, **same)
         return TinyModel(cut.spec, replace(cut.weights, noise=noise))
 
 
 @functools.cache
 def tiny_model(
-    seed: int = 0, *, layers: int = 1, vocab: int = 31, max_positions: int = 64, window: int = 0, softcap: float = 0.0
+    seed: int = 0,
+    *,
+    layers: int = 1,
+    vocab: int = 31,
+    max_positions: int = 64,
+    window: int = 0,
+    softcap: float = 0.0,
+    hidden: int = 16,
+    inner: int = INNER,
 ) -> TinyModel:
-    """A decoder with two query heads to a key head; `window` and `softcap` are attention's."""
-    hidden, heads = 16, 2
+    """A decoder with one key head; `window` and `softcap` are attention's."""
+    heads = hidden // HEAD_DIM
     shapes: dict[str, tuple[int, ...]] = {}
     g = GraphBuilder(f"tiny{seed}")
     ids, positions = (g.input(n, TensorSpec(DType.I32, ("T",))) for n in ("token_ids", "positions"))
@@ -122,9 +132,9 @@ def tiny_model(
         mixed = one("attend", q, k, v, layer=layer, scale=HEAD_DIM**-0.5, window=window, softcap=softcap)
         x = one("add", x, one("linear", mixed, weight(f"{path}.o", hidden, heads * HEAD_DIM), None))
         normed = one("rms_norm", x, weight(f"{path}.second_norm", hidden), eps=1e-6)
-        gate, up = (one("linear", normed, weight(f"{path}.{n}", INNER, hidden), None) for n in ("gate", "up"))
+        gate, up = (one("linear", normed, weight(f"{path}.{n}", inner, hidden), None) for n in ("gate", "up"))
         gated = one("gated_activation", gate, up, activation="silu")
-        x = one("add", x, one("linear", gated, weight(f"{path}.down", hidden, INNER), None))
+        x = one("add", x, one("linear", gated, weight(f"{path}.down", hidden, inner), None))
     taken = one("take_rows", x, logit_rows)
     normed = one("rms_norm", taken, weight("final_norm", hidden), eps=1e-6)
     graph = g.finish(one("logits", normed, weight("head", vocab, hidden)))

@@ -27,9 +27,11 @@ def _tiny_model(
     max_positions: int = 64,
     rollback: str = "truncate",
     dtype: DType = DType.F32,
+    hidden: int = 24,
+    inner: int = 20,
 ) -> ModelSpec:
-    """A decoder with three query heads a key head, heads of 8, and head norms; with every pattern that passes fuse."""
-    hidden, head_dim, q_heads, inner = 24, 8, 3, 20
+    """A decoder with one key head, heads of 8, and head norms; with every pattern that passes fuse."""
+    head_dim, q_heads = 8, hidden // 8
     g = GraphBuilder(name)
     ids, positions = (g.input(n, TensorSpec(DType.I32, ("T",))) for n in ("token_ids", "positions"))
     logit_rows = g.input("logit_rows", TensorSpec(DType.I32, ("R",)))

@@ -445,6 +445,7 @@ def test_the_order_of_passes_is_the_one_that_is_shown() -> None:
         "fuse_projections",
         "lower_cache",
         "fuse_rotary_write",
+        "quantise_weights",
         "specialise",
         "select_kernels",
         "schedule",
