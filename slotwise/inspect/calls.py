@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from slotwise.core.contract import Argument, Case, OpContract
+from slotwise.core.contract import Case, OpContract
 from slotwise.core.errors import ContractError
-from slotwise.core.graph import Node
+from slotwise.core.graph import Node, Value
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType
 from slotwise.plans.plan import Plan
@@ -67,7 +67,7 @@ def _inputs(contract: OpContract, node: Node, rng: torch.Generator) -> tuple[tor
     }
     draw = _Draw(contract.name, shapes, node, rng)
     return tuple(
-        None if value is None else draw.tensor(argument, is_weight=value.kind == "parameter")
+        None if value is None else draw.tensor(argument.name, value)
         for argument, value in zip(contract.inputs, node.inputs, strict=True)
     )
 
@@ -80,12 +80,11 @@ class _Draw:
         first = next(iter(shapes.values()))
         self._rows = first[0]
 
-    def tensor(self, argument: Argument, *, is_weight: bool) -> torch.Tensor:
-        """Contents for one argument: float64 where it is floating point, else its own dtype."""
-        shape = self._shapes[argument.name]
-        if isinstance(argument.dtype, DType) and not argument.dtype.is_float:
-            return self._integers(argument.name, shape).to(argument.dtype.torch)
-        return self._floats(argument.name, shape, is_weight)
+    def tensor(self, name: str, value: Value) -> torch.Tensor:
+        """Contents for one argument: float64 where it is floating point, else in the dtype of its value."""
+        if not value.spec.dtype.is_float:
+            return self._integers(name, self._shapes[name]).to(value.spec.dtype.torch)
+        return self._floats(name, self._shapes[name], value.kind == "parameter")
 
     def _floats(self, name: str, shape: tuple[int, ...], is_weight: bool) -> torch.Tensor:
         normal = torch.randn(shape, generator=self._rng, dtype=torch.float64)
