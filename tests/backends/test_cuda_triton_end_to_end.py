@@ -39,9 +39,14 @@ def load(stories: Path, stories_draft: Path) -> Load:
     return get
 
 
-@pytest.mark.parametrize("prompts", [ONE, RAGGED], ids=["one sequence", "three ragged sequences"])
+@pytest.mark.parametrize(
+    "prompts",
+    [pytest.param(ONE, id="one sequence"), pytest.param(RAGGED, id="three ragged sequences", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("drafts", [False, True], ids=["without drafts", "with drafts"])
-@pytest.mark.parametrize("temperature", [0.0, 0.9], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "temperature", [pytest.param(0.0, id="greedy"), pytest.param(0.9, id="sampled", marks=pytest.mark.slow)]
+)
 def test_the_tokens_are_those_of_the_reference_backend(
     load: Load, prompts: tuple[str, ...], drafts: bool, temperature: float
 ) -> None:
