@@ -9,6 +9,7 @@ import pytest
 
 from slotwise import Plan
 from slotwise.plans.compile import pass_names
+from slotwise.plans.plan import SCHEMA
 
 from .commands import Run
 
@@ -44,7 +45,7 @@ def test_show_saves_what_load_reads(run: Run, stories: Path, stories_draft: Path
 def test_show_prints_json(run: Run, saved: Path) -> None:
     done = run("plan", "show", saved, "--json")
     assert done.out == saved.read_text()
-    assert json.loads(done.out)["slotwise_plan"] == 1
+    assert json.loads(done.out)["slotwise_plan"] == SCHEMA
 
 
 def test_show_prints_every_call(run: Run, saved: Path) -> None:
@@ -109,8 +110,8 @@ def broken(saved: Path, how: str) -> str:
     return {
         "edited": text.replace('"capacity": 64', '"capacity": 65', 1),
         "cut short": text[: len(text) // 2],
-        "newer": text.replace('"slotwise_plan": 1', '"slotwise_plan": 2', 1),
-        "older": text.replace('"slotwise_plan": 1', '"slotwise_plan": 0', 1),
+        "newer": text.replace(f'"slotwise_plan": {SCHEMA}', f'"slotwise_plan": {SCHEMA + 1}', 1),
+        "older": text.replace(f'"slotwise_plan": {SCHEMA}', f'"slotwise_plan": {SCHEMA - 1}', 1),
         "no plan": '{"model_type": "llama"}',
         "a list": "[1, 2]",
         "empty": "",
@@ -122,8 +123,8 @@ def broken(saved: Path, how: str) -> str:
     [
         ("edited", "damaged or was edited"),
         ("cut short", "it is not JSON"),
-        ("newer", "schema 2, this version reads schema 1; update Slotwise"),
-        ("older", "schema 0, this version reads schema 1; compile it again"),
+        ("newer", f"schema {SCHEMA + 1}, this version reads schema {SCHEMA}; update Slotwise"),
+        ("older", f"schema {SCHEMA - 1}, this version reads schema {SCHEMA}; compile it again"),
         ("no plan", "'slotwise_plan' is missing; make one with `slotwise plan show --save`"),
         ("a list", "'slotwise_plan' is missing"),
         ("empty", "it is not JSON"),
