@@ -25,7 +25,7 @@ from slotwise.plans.options import NATIVE, WEIGHTS
 
 
 def windows_of(llm: LLM, text: str, window: int, tokens: int) -> tuple[list[list[int]], int]:
-    """Windows of at most `window` token ids, `tokens` of the text in all (0: all of it), and how many are given in each.
+    """Windows of at most `window` token ids, `tokens` of the text in all (0: all), and how many are given in each.
 
     Given are the checkpoint's own first tokens, or, where it has none, the first of the window.
     """
