@@ -19,6 +19,7 @@ import torch
 from slotwise.core.contract import OpContract
 from slotwise.core.errors import BackendError, ContractError, nearest
 from slotwise.core.graph import Attr
+from slotwise.core.layouts import ROWS
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType, TensorSpec
 
@@ -106,6 +107,7 @@ class Backend:
     `unavailable()` is None where this machine can run it, else the reason and what to do. `device` is where buffers
     live (`"cpu"` or `"cuda"`). `chain`, where a backend has one, makes one launch of its own consecutive launches, to
     be run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
+    `layout` is the one (`core/layouts.py`) in which its kernels like weights to stand; all take `rows` too.
     `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 
@@ -114,6 +116,7 @@ class Backend:
     unavailable: Callable[[], str | None]
     device: str = "cpu"
     chain: Callable[[Sequence[Launch], int | None], Launch] | None = None
+    layout: str = ROWS
     note: str = ""
 
     def kernels_for(self, op: str) -> tuple[Kernel, ...]:

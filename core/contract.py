@@ -16,6 +16,7 @@ import torch
 
 from slotwise.core.errors import ContractError, GraphError, nearest
 from slotwise.core.graph import Attr, Effect
+from slotwise.core.layouts import LAYOUTS, OCTET, ROWS, fits
 from slotwise.core.specs import Dim, DType, TensorSpec, dim_size
 
 CacheEffect = Literal["pure", "reads", "writes"]
@@ -27,7 +28,8 @@ class Argument:
 
     `dtype` is a `DType`, several of which one is meant, or the name of a dtype variable: all arguments that say
     `"float"` share one floating-point type. `dims` are names to be matched (`"T"`), sizes, or a name plus a constant
-    (`"B+1"`). `cache` marks a K/V cache: `reads`, or `writes` when the op changes it in place.
+    (`"B+1"`). `cache` marks a K/V cache: `reads`, or `writes` when the op changes it in place. `word` marks a matrix of
+    which the attribute `layout` speaks (`core/layouts.py`), `joined` how many matrices of equal size it is.
     """
 
     name: str
@@ -35,6 +37,13 @@ class Argument:
     dtype: DType | tuple[DType, ...] | str = "float"
     optional: bool = False
     cache: CacheEffect = "pure"
+    word: int = 0
+    joined: int = 1
+
+    def stands_in_octets(self, spec: TensorSpec) -> bool:
+        """Whether this matrix, of `spec`, can stand in octets, each of its joined parts in octets of its own."""
+        rows, columns = spec.sizes()
+        return rows % self.joined == 0 and fits(rows // self.joined, columns, self.word)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +74,7 @@ COUNTS = {
     "kv_heads": 1,
     "head_dim": 1,
 }
-CHOICES = {"bits": (4, 8)}
+CHOICES: Mapping[str, tuple[Attr, ...]] = {"bits": (4, 8), "layout": LAYOUTS}
 NUMBERS = frozenset({"eps", "scale", "softcap", "weight_offset"})
 
 EXACT = Tolerance(0.0, 0.0)
@@ -165,6 +174,11 @@ class OpContract:
                 continue
             self._match_dtype(argument, spec, dtypes)
             self._match_dims(argument, spec, dims)
+            if argument.word and attrs.get("layout", ROWS) != ROWS and not argument.stands_in_octets(spec):
+                raise GraphError(
+                    f"op {self.name}: in octets, {argument.name} must have rows in a multiple of "
+                    f"{OCTET * argument.joined} and columns in a multiple of {argument.word}, is {spec}"
+                )
         if self.fits is not None:
             self.fits(specs, attrs)
         if self.output_dims is not None:

@@ -34,12 +34,14 @@ class Parameter:
 
     A source name that starts with `rope.` is computed by the model (rotary tables), all others are read. `derive` says
     what is made of the joined sources: empty for the tensor itself, else a scheme of `core/quantise.py` and one of its
-    parts, as in `int8.codes`.
+    parts, as in `int8.codes`; `layout` is the one of `core/layouts.py` in which the result stands, `word` its word.
     """
 
     value: Value
     sources: tuple[str, ...]
     derive: str = ""
+    layout: str = "rows"
+    word: int = 0
 
 
 @dataclass(frozen=True, slots=True)

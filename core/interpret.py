@@ -12,6 +12,7 @@ import torch
 
 from slotwise.core.errors import GraphError
 from slotwise.core.graph import Graph
+from slotwise.core.layouts import laid_out
 from slotwise.core.model import WeightSource
 from slotwise.core.ops import contract_of
 from slotwise.core.quantise import derive
@@ -29,7 +30,7 @@ def load_parameters(graph: Graph, weights: WeightSource, sizes: Mapping[str, int
         joined = torch.cat([weights.tensor(name, spec) for name in parameter.sources])
         if parameter.derive:
             joined = derive(joined, parameter.derive, name=parameter.value.name)
-        joined = joined.to(spec.dtype.torch)
+        joined = laid_out(joined.to(spec.dtype.torch), parameter.word, parameter.layout)
         if tuple(joined.shape) != spec.shape:
             raise GraphError(f"parameter {parameter.value.name} is {spec}, its sources make {tuple(joined.shape)}")
         values[parameter.value.name] = joined

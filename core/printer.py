@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from slotwise.core.graph import Graph, Node, Parameter
+from slotwise.core.layouts import ROWS
 
 
 def format_node(node: Node) -> str:
@@ -40,9 +41,10 @@ def format_graph(graph: Graph) -> str:
 
 
 def format_sources(parameter: Parameter) -> str:
-    """What a parameter is made of: `q ++ k ++ v`, or `int8.codes(q ++ k ++ v)`."""
+    """What a parameter is made of: `q ++ k ++ v`, or `int8.codes(q ++ k ++ v)`, and ` in octets` where it is."""
     joined = " ++ ".join(parameter.sources)
-    return f"{parameter.derive}({joined})" if parameter.derive else joined
+    made = f"{parameter.derive}({joined})" if parameter.derive else joined
+    return made if parameter.layout == ROWS else f"{made} in {parameter.layout}"
 
 
 def _section(word: str, entries: Iterable[str]) -> list[str]:

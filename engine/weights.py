@@ -1,7 +1,7 @@
 """A role's parameters as tensors.
 
-Owns `load_weights`. What always holds: parameters with the same sources, derivation and spec share one tensor; a source
-that is quantised is read once for all its parts; a tensor of the wrong shape is a PlanError that names it, before
+Owns `load_weights`. What always holds: parameters with the same sources, derivation, layout and spec share one tensor; a
+source that is quantised is read once for all its parts; a tensor of the wrong shape is a PlanError that names it, before
 anything is made of it.
 """
 
@@ -13,6 +13,7 @@ import torch
 
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Parameter
+from slotwise.core.layouts import laid_out
 from slotwise.core.model import WeightSource
 from slotwise.core.quantise import GROUP, PARTS, SCHEMES, quantise
 
@@ -29,18 +30,22 @@ def load_weights(
     shared: dict[tuple[object, ...], torch.Tensor] = {}
     found = {}
     for done, parameter in enumerate(parameters):
-        key = (parameter.sources, parameter.derive, parameter.value.spec)
+        key = _key(parameter)
         if key not in shared and parameter.derive:
             scheme = parameter.derive.partition(".")[0]
             siblings = [p for p in parameters if p.sources == parameter.sources and _scheme(p) == scheme]
             shared.update(_quantised(siblings, scheme, source, role))
         elif key not in shared:
             parts = [source.tensor(name, parameter.value.spec) for name in parameter.sources]
-            shared[key] = _join(parts, parameter, role)
+            shared[key] = laid_out(_join(parts, parameter, role), parameter.word, parameter.layout)
         found[parameter.value.name] = shared[key]
         if progress is not None:
             progress(f"loading {role}", done + 1, len(parameters))
     return found
+
+
+def _key(parameter: Parameter) -> tuple[object, ...]:
+    return parameter.sources, parameter.derive, parameter.layout, parameter.value.spec
 
 
 def _scheme(parameter: Parameter) -> str:
@@ -64,8 +69,9 @@ def _quantised(
     for parameter in parameters:
         place = PARTS.index(parameter.derive.partition(".")[2])
         parts = [each for one in made if (each := one[place]) is not None]
-        key = (parameter.sources, parameter.derive, parameter.value.spec)
-        found[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        key = _key(parameter)
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+        found[key] = laid_out(joined, parameter.word, parameter.layout)
     return found
 
 

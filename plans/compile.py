@@ -20,6 +20,7 @@ from slotwise.plans.passes import Pass
 from slotwise.plans.passes.fuse_add_norm import FuseAddNorm
 from slotwise.plans.passes.fuse_projections import FuseProjections
 from slotwise.plans.passes.fuse_rotary_write import FuseRotaryWrite
+from slotwise.plans.passes.lay_out_weights import LayOutWeights
 from slotwise.plans.passes.lower_cache import LowerCache
 from slotwise.plans.passes.plan_buffers import plan_buffers
 from slotwise.plans.passes.quantise_weights import QuantiseWeights
@@ -44,7 +45,7 @@ class Identity:
     fingerprint: str
 
 
-def symbolic_passes(options: PlanOptions) -> tuple[Pass, ...]:
+def symbolic_passes(options: PlanOptions, backends: Mapping[str, Backend]) -> tuple[Pass, ...]:
     """The passes that run once per model, in order."""
     return (
         FuseAddNorm(),
@@ -52,6 +53,7 @@ def symbolic_passes(options: PlanOptions) -> tuple[Pass, ...]:
         LowerCache(page_size=options.page_size, speculates=options.speculate > 0),
         FuseRotaryWrite(),
         QuantiseWeights(options.weights),
+        LayOutWeights(options, backends),
     )
 
 
@@ -69,7 +71,7 @@ def program_passes(
 def pass_names() -> tuple[str, ...]:
     """Every pass, in order: what `--print-after` takes."""
     options = PlanOptions()
-    return tuple(p.name for p in (*symbolic_passes(options), *program_passes(options, {}, {}, None)))
+    return tuple(p.name for p in (*symbolic_passes(options, {}), *program_passes(options, {}, {}, None)))
 
 
 def compile_plan(
@@ -112,7 +114,7 @@ def compile_plan(
     programs: list[Program] = []
     for role, model in models.items():
         try:
-            graph = _run(model.graph, symbolic_passes(options), role, watch)
+            graph = _run(model.graph, symbolic_passes(options, backends), role, watch)
         except PlanError as error:
             raise PlanError(f"{role} {model.name}: {error}") from error
         made = _model_programs(roles[role], graph, options, backends, watch)

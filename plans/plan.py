@@ -14,7 +14,7 @@ from slotwise.plans.options import PlanOptions
 from slotwise.plans.program import DECODE, DRAFT, PREFILL, TARGET, Program, RolePlan
 from slotwise.plans.step import Step
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the JSON form; raised when a reader of the old form could misread the new one."""
 
 

@@ -109,5 +109,5 @@ class RolePlan:
     @property
     def parameter_bytes(self) -> int:
         """Bytes of weights and tables as they are held; a tensor used twice counts once."""
-        unique = {(p.sources, p.derive, p.value.spec): p.value.spec.nbytes() for p in self.parameters}
+        unique = {(p.sources, p.derive, p.layout, p.value.spec): p.value.spec.nbytes() for p in self.parameters}
         return sum(unique.values())

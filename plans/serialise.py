@@ -16,6 +16,7 @@ from slotwise.core.affine import parse_affine
 from slotwise.core.check import check_graph
 from slotwise.core.errors import PlanError, SlotwiseError
 from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Rejection, Selection, Value
+from slotwise.core.layouts import ROWS
 from slotwise.core.specs import DType, TensorSpec, parse_spec
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.plan_buffers import Placement
@@ -127,13 +128,18 @@ def _read_options(data: Json) -> PlanOptions:
 
 
 def _parameter(parameter: Parameter) -> Json:
-    found = {"name": parameter.value.name, "spec": str(parameter.value.spec), "sources": list(parameter.sources)}
-    return {**found, "derive": parameter.derive} if parameter.derive else found
+    found: Json = {"name": parameter.value.name, "spec": str(parameter.value.spec), "sources": list(parameter.sources)}
+    if parameter.derive:
+        found["derive"] = parameter.derive
+    if parameter.layout != ROWS:
+        found |= {"layout": parameter.layout, "word": parameter.word}
+    return found
 
 
 def _read_parameter(data: Json) -> Parameter:
     value = Value(data["name"], parse_spec(data["spec"]), "parameter")
-    return Parameter(value, tuple(data["sources"]), data.get("derive", ""))
+    layout, word = data.get("layout", ROWS), data.get("word", 0)
+    return Parameter(value, tuple(data["sources"]), data.get("derive", ""), layout, word)
 
 
 def _cache(cache: Cache) -> Json:

@@ -12,6 +12,7 @@ from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.check import check_graph
 from slotwise.core.errors import BackendError, SlotwiseError, VerificationError
 from slotwise.core.graph import Node
+from slotwise.core.layouts import LAYOUTS, ROWS, fits
 from slotwise.core.printer import format_around
 from slotwise.core.quantise import DERIVATIONS
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
@@ -277,6 +278,14 @@ def _verify_parameters(role: RolePlan, program: Program) -> None:
         if parameter.derive and parameter.derive not in DERIVATIONS:
             raise VerificationError(
                 "weights", f"program {program.name}: {value.name} is derived by {parameter.derive!r}, which is unknown"
+            )
+        if parameter.layout not in LAYOUTS or (
+            parameter.layout != ROWS and not fits(*value.spec.sizes(), parameter.word)
+        ):
+            raise VerificationError(
+                "weights",
+                f"program {program.name}: {value.name}: {value.spec} cannot stand in {parameter.layout!r} of words of "
+                f"{parameter.word}",
             )
         if parameter.sources[0].startswith("rope.") and value.spec.sizes()[0] < role.positions:
             raise VerificationError(

@@ -11,6 +11,7 @@ import sys
 from slotwise.backends.numba_cpu import attention, embedding, linear, norm, rotary, sampling
 from slotwise.backends.numba_cpu.calls import chain
 from slotwise.core.backend import Backend
+from slotwise.core.layouts import OCTETS
 
 
 def _unavailable() -> str | None:
@@ -34,4 +35,5 @@ BACKEND = Backend(
     unavailable=_unavailable,
     device="cpu",
     chain=chain,
+    layout=OCTETS,
 )

@@ -36,7 +36,7 @@ from slotwise.backends.numba_cpu.memory import (
     stack_memory,
     tanh,
 )
-from slotwise.backends.numba_cpu.products import packed_width, products_function
+from slotwise.backends.numba_cpu.products import packed_width, strided_products_function
 from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, MAX_THREADS, next_chunk, share
 from slotwise.backends.numba_cpu.vectors import BF16, BLOCK, F32, ITEMSIZE, mix_block, pack_row
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
@@ -450,7 +450,7 @@ def _bind(
         window,
         scale,
         softcap,
-        products_function(kind),
+        strided_products_function(kind),
     )
     fields = (*inputs, *outputs, workspace, _own_bytes(head_dim), *numbers)
     fault = f"a sequence has fewer tokens than rows, or more than its {columns} pages hold"

@@ -20,13 +20,16 @@ from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE
 from slotwise.core.backend import Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
+from slotwise.core.layouts import OCTET, OCTETS, WEIGHT_WORD
 
 _AT = FIRST_FIELD * 8
 
 
 @functools.cache
-def _gather(kind: int) -> Address:
+def _gather(kind: int, together: int) -> Address:
+    """Rows of a table that stand `together`: 1 (row after row) or 8, two elements of each at a time."""
     item = ITEMSIZE[kind]
+    word = WEIGHT_WORD if together > 1 else 1
 
     def gather(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, 7)
@@ -39,14 +42,15 @@ def _gather(kind: int) -> Address:
             if source_row < 0 or source_row >= size:
                 int64s(call, FIRST_FIELD)[FAULT] = 1
                 continue
-            source = elements(kind, table + source_row * width * item, width)
+            # Among the rows that stand together, a word of each row follows the other.
+            first_row = source_row // together * together
+            source = elements(kind, table + first_row * width * item, together * width)
+            start = (source_row - first_row) * word
             target = elements(kind, out + row * width * item, width)
-            if scale == np.float32(1.0):
-                for i in range(width):
-                    target[i] = source[i]
-            else:
-                for i in range(width):
-                    target[i] = narrow(kind, widen(kind, source[i]) * scale)
+            for i in range(0, width, word):
+                for j in range(word):
+                    value = source[start + i * together + j]
+                    target[i + j] = value if scale == np.float32(1.0) else narrow(kind, widen(kind, value) * scale)
 
     return compile_kernel(gather)
 
@@ -60,7 +64,8 @@ def _bind(
     # The scale is rounded to the table's dtype first, as the op defines.
     scale = float(torch.tensor(float(attrs.get("scale", 1.0)), dtype=table.dtype))
     fields = (ids, table, out, len(out), out.shape[1], len(table), scale)
-    return Call(Part(op, _gather(kind_of(out)), fields, f"an index is outside the table of {len(table)} rows"))
+    kernel = _gather(kind_of(out), OCTET if attrs.get("layout") == OCTETS else 1)
+    return Call(Part(op, kernel, fields, f"an index is outside the table of {len(table)} rows"))
 
 
 KERNELS = tuple(Kernel(op, op, functools.partial(_bind, op), refuses_wide_floats) for op in ("embedding", "take_rows"))

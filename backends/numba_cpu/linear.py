@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numba import int64
 
-from slotwise.backends.numba_cpu import panels, products_q
+from slotwise.backends.numba_cpu import octets, octets_q
 from slotwise.backends.numba_cpu.activation import ACTIVATION_CODES, activate
 from slotwise.backends.numba_cpu.calls import Call, Field, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
@@ -24,7 +24,6 @@ from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_fl
 from slotwise.backends.numba_cpu.memory import (
     ZERO,
     call_5,
-    call_8,
     call_9,
     device,
     double_of_bits,
@@ -36,7 +35,7 @@ from slotwise.backends.numba_cpu.memory import (
     tanh,
     widen,
 )
-from slotwise.backends.numba_cpu.panels import PANEL_BYTES
+from slotwise.backends.numba_cpu.octets_q import INT4, INT4_OFFSET, INT8
 from slotwise.backends.numba_cpu.products import (
     CHUNK,
     TILE_ROWS,
@@ -50,63 +49,44 @@ from slotwise.backends.numba_cpu.products import (
     tile_rows,
     tiles,
 )
-from slotwise.backends.numba_cpu.products_q import INT4, INT4_OFFSET, INT8
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, next_chunk, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
+from slotwise.core.layouts import OCTETS
 from slotwise.core.ops.linear import ACTIVATIONS
 from slotwise.core.ops.linear_q import FLOAT_OPS, GROUP
 
 _AT = FIRST_FIELD * 8
 
-TILES, QUANTISED, PANELS = 0, 1, 2
-"""How rows meet weights: a few rows at a time, each weight as it is stored (`products.py`) or in whole numbers
-(`products_q.py`); or all rows at once, by panels of weights (`panels.py`)."""
-
 _SCRATCH = TILE_ROWS * CHUNK * 4
 
 # Fields that all products share; each kernel's own come after them.
 _X, _PACKED, _WEIGHT, _SCALE, _OFFSET, _STRIDE, _SCALE_STRIDE, _ROWS, _WIDTH = range(9)
-_TILES, _ROW_BYTES, _PRIVATE, _COUNT, _CHUNK, _OWN_BYTES, _METHOD, _PACK, _PRODUCTS, _OWN = range(9, 19)
+_TILES, _ROW_BYTES, _PRIVATE, _COUNT, _CHUNK, _PACK, _PRODUCTS, _OWN = range(9, 17)
 
 
 @device
-def _prepare(field: Any, thread: int) -> tuple[int, int]:
-    """(packed rows, this thread's scratch memory); the rows are packed here where each thread does that for itself."""
+def _prepare(field: Any, thread: int) -> int:
+    """Where the packed rows are; they are packed here where each thread does that for itself."""
     packed, rows = field[_PACKED], field[_ROWS]
-    if field[_METHOD] == PANELS:
-        return packed, packed + rows * field[_ROW_BYTES] + thread * field[_OWN_BYTES]
     if field[_PRIVATE] == 0:
-        return packed, 0
+        return packed
     own = packed + thread * rows * field[_ROW_BYTES]
     for tile in range(field[_TILES]):
         first, last = tile_rows(tile, field[_TILES], rows)
         call_5(field[_PACK], (field[_X], field[_WIDTH], first, last, own + first * field[_ROW_BYTES]))
-    return own, 0
+    return own
 
 
 @device
-def _groups(field: Any) -> int:
-    """Groups of rows whose products are made together."""
-    return 1 if field[_METHOD] == PANELS else field[_TILES]
-
-
-@device
-def _chunk(field: Any, group: int, packed: int, n: int, count: int, sums: int, scratch: int) -> tuple[int, int]:
-    """Products of a group's rows with `count` weights from n on, at `sums` [rows, CHUNK]; returns (first, last + 1)."""
-    rows, width = field[_ROWS], field[_WIDTH]
+def _chunk(field: Any, tile: int, packed: int, n: int, count: int, sums: int) -> tuple[int, int]:
+    """Products of a tile's rows with `count` weights from n on, at `sums` [rows, CHUNK]; returns (first, last + 1)."""
     weight = field[_WEIGHT] + n * field[_STRIDE]
     scale, offset = field[_SCALE] + n * field[_SCALE_STRIDE], field[_OFFSET] + n * field[_SCALE_STRIDE]
-    if field[_METHOD] == PANELS:
-        call_9(field[_PRODUCTS], (rows, packed, weight, scale, offset, width, count, sums, scratch))
-        return 0, rows
-    first, last = tile_rows(group, field[_TILES], rows)
-    tile = packed + first * field[_ROW_BYTES]
-    if field[_METHOD] == TILES:
-        call_8(field[_PRODUCTS], (last - first, tile, weight, field[_STRIDE], width, count, sums, CHUNK * 4))
-    else:
-        call_9(field[_PRODUCTS], (last - first, tile, weight, scale, offset, width, count, sums, CHUNK * 4))
+    first, last = tile_rows(tile, field[_TILES], field[_ROWS])
+    rows_at = packed + first * field[_ROW_BYTES]
+    call_9(field[_PRODUCTS], (last - first, rows_at, weight, scale, offset, field[_WIDTH], count, sums, CHUNK * 4))
     return first, last
 
 
@@ -117,17 +97,16 @@ def _linear(kind: int) -> Address:
 
     def linear(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, _OWN + 7)
-        rows, count, chunk, bias = field[_ROWS], field[_COUNT], field[_CHUNK], field[_OWN]
-        packed, scratch = _prepare(field, thread)
-        place = stack_memory(_SCRATCH) if scratch == 0 else scratch + 2 * PANEL_BYTES
-        sums = floats(place, rows * CHUNK)
+        count, chunk, bias = field[_COUNT], field[_CHUNK], field[_OWN]
+        packed, place = _prepare(field, thread), stack_memory(_SCRATCH)
+        sums = floats(place, TILE_ROWS * CHUNK)
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for group in range(_groups(field)):
-                first, last = _chunk(field, group, packed, begin, some, place, scratch)
+            for tile in range(field[_TILES]):
+                first, last = _chunk(field, tile, packed, begin, some, place)
                 if bias != 0:
                     addend = elements(kind, bias + begin * item, some)
                     for t in range(last - first):
@@ -155,19 +134,17 @@ def _linear_gated(kind: int, activation: int) -> Address:
 
     def linear_gated(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, _OWN + 1)
-        rows, count, chunk, out = field[_ROWS], field[_COUNT], field[_CHUNK], field[_OWN]
-        packed, scratch = _prepare(field, thread)
-        gate_at = stack_memory(_SCRATCH) if scratch == 0 else scratch + 2 * PANEL_BYTES
-        up_at = stack_memory(_SCRATCH) if scratch == 0 else gate_at + rows * CHUNK * 4
-        gate, up = floats(gate_at, rows * CHUNK), floats(up_at, rows * CHUNK)
+        count, chunk, out = field[_COUNT], field[_CHUNK], field[_OWN]
+        packed, gate_at, up_at = _prepare(field, thread), stack_memory(_SCRATCH), stack_memory(_SCRATCH)
+        gate, up = floats(gate_at, TILE_ROWS * CHUNK), floats(up_at, TILE_ROWS * CHUNK)
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for group in range(_groups(field)):
-                _chunk(field, group, packed, begin, some, gate_at, scratch)
-                first, last = _chunk(field, group, packed, count + begin, some, up_at, scratch)
+            for tile in range(field[_TILES]):
+                _chunk(field, tile, packed, begin, some, gate_at)
+                first, last = _chunk(field, tile, packed, count + begin, some, up_at)
                 for t in range(last - first):
                     target = elements(kind, out + ((first + t) * count + begin) * item, some)
                     row = t * CHUNK
@@ -183,18 +160,17 @@ def _logits() -> Address:
 
     def logits(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, _OWN + 2)
-        rows, count, chunk, out = field[_ROWS], field[_COUNT], field[_CHUNK], field[_OWN]
+        count, chunk, out = field[_COUNT], field[_CHUNK], field[_OWN]
         softcap = np.float32(double_of_bits(field[_OWN + 1]))
-        packed, scratch = _prepare(field, thread)
-        place = stack_memory(_SCRATCH) if scratch == 0 else scratch + 2 * PANEL_BYTES
-        sums = floats(place, rows * CHUNK)
+        packed, place = _prepare(field, thread), stack_memory(_SCRATCH)
+        sums = floats(place, TILE_ROWS * CHUNK)
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for group in range(_groups(field)):
-                first, last = _chunk(field, group, packed, begin, some, place, scratch)
+            for tile in range(field[_TILES]):
+                first, last = _chunk(field, tile, packed, begin, some, place)
                 for t in range(last - first):
                     target = floats(out + ((first + t) * count + begin) * 4, some)
                     row = t * CHUNK
@@ -228,6 +204,8 @@ def _refuses(call: CallSpec) -> str | None:
     activation = call.attrs.get("activation")
     if activation is not None and activation not in ACTIVATIONS:
         return f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}"
+    if call.op in FLOAT_OPS and call.attrs["layout"] != OCTETS:
+        return f"quantised weights must stand in octets, these stand in {call.attrs['layout']}"
     return refuses_wide_floats(call)
 
 
@@ -236,6 +214,7 @@ class _Weight:
     """A weight as a call has it: as stored, or codes with their scale and offset."""
 
     form: int
+    layout: str
     stored: torch.Tensor
     scale: torch.Tensor | None = None
     offset: torch.Tensor | None = None
@@ -243,47 +222,40 @@ class _Weight:
 
 def _split(op: str, inputs: Tensors, attrs: Mapping[str, Attr]) -> tuple[torch.Tensor, _Weight, Tensors]:
     """A call's x, its weight, and what inputs are left."""
-    x, weight = given(inputs[0]), given(inputs[1])
+    x, weight, layout = given(inputs[0]), given(inputs[1]), str(attrs["layout"])
     if op not in FLOAT_OPS:
-        return x, _Weight(0, weight), inputs[2:]
+        return x, _Weight(0, layout, weight), inputs[2:]
     form = INT8 if attrs["bits"] == 8 else INT4 if inputs[3] is None else INT4_OFFSET
-    return x, _Weight(form, weight, given(inputs[2]), inputs[3]), inputs[4:]
+    return x, _Weight(form, layout, weight, given(inputs[2]), inputs[3]), inputs[4:]
 
 
-def _workspace(by_panels: bool, call: CallSpec) -> int:
+def _row_bytes(quantised: bool, layout: str, width: int) -> int:
+    """Bytes of one packed row."""
+    return octets_q.row_bytes(width) if quantised else 4 * (width if layout == OCTETS else packed_width(width))
+
+
+def _workspace(call: CallSpec) -> int:
     x = call.inputs[0]
     rows, width = x.sizes() if x is not None else (0, 0)
-    if by_panels:
-        return panels.packed_bytes(rows, width)
-    return products_q.packed_bytes(rows, width) if call.op in FLOAT_OPS else packed_bytes(rows, width)
+    return packed_bytes(rows, width, _row_bytes(call.op in FLOAT_OPS, str(call.attrs["layout"]), width))
 
 
 def _product(
-    by_panels: bool,
-    op: str,
-    kernel: Address,
-    x: torch.Tensor,
-    weight: _Weight,
-    count: int,
-    workspace: Field,
-    own: tuple[Field, ...],
+    op: str, kernel: Address, x: torch.Tensor, weight: _Weight, count: int, workspace: Field, own: tuple[Field, ...]
 ) -> Launch:
     """The call of a product kernel, after a call that packs the rows where threads share them."""
     (rows, width), form, kind = x.shape, weight.form, kind_of(x)
-    private, chunk, own_bytes = False, chunk_of(count), 0
-    if by_panels:
-        method, pack, made = PANELS, panels.pack_function(kind), panels.panels_function(0 if form else kind, form)
-        row_bytes, chunk, own_bytes = width * 4, panels.chunk_of(count), panels.own_bytes(rows)
-    elif form:
-        method, pack, made = QUANTISED, products_q.quantise_function(kind), products_q.quantised_function(form)
-        row_bytes, private = products_q.row_bytes(width), products_q.is_private(rows, width)
+    if form:
+        pack, made = octets_q.quantise_function(kind), octets_q.products_function(form)
+    elif weight.layout == OCTETS:
+        pack, made = octets.pack_function(kind), octets.products_function(kind)
     else:
-        method, pack, made = TILES, pack_function(kind), products_function(kind)
-        row_bytes, private = packed_width(width) * 4, is_private(rows, width)
-    stride = products_q.code_bytes(form, width) if form else width * ITEMSIZE[kind]
+        pack, made = pack_function(kind), products_function(kind)
+    row_bytes, private = _row_bytes(bool(form), weight.layout, width), is_private(rows, width)
+    stride = octets_q.code_bytes(form, width) if form else width * ITEMSIZE[kind]
     fields = (
         x, workspace, weight.stored, weight.scale, weight.offset, stride, width // GROUP * 2, rows, width,
-        tiles(rows), row_bytes, private, count, chunk, own_bytes, method, pack, made, *own,
+        tiles(rows), row_bytes, private, count, chunk_of(count, stride, rows), pack, made, *own,
     )  # fmt: skip
     part = Part(op, kernel, fields)
     if private:
@@ -294,31 +266,25 @@ def _product(
 Outputs = tuple[torch.Tensor, ...]
 
 
-def _bind_linear(
-    by_panels: bool, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
-) -> Launch:
+def _bind_linear(op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field) -> Launch:
     x, weight, (bias,) = _split(op, inputs, attrs)
     parts: list[Field] = []
     for out in outputs:
         parts += [out, out.numel() // len(x)]
     parts += [0] * (6 - len(parts))
-    return _product(by_panels, op, _linear(kind_of(x)), x, weight, len(weight.stored), workspace, (bias, *parts))
+    return _product(op, _linear(kind_of(x)), x, weight, len(weight.stored), workspace, (bias, *parts))
 
 
-def _bind_gated(
-    by_panels: bool, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
-) -> Launch:
+def _bind_gated(op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field) -> Launch:
     x, weight, _ = _split(op, inputs, attrs)
     kernel = _linear_gated(kind_of(x), ACTIVATION_CODES[str(attrs["activation"])])
-    return _product(by_panels, op, kernel, x, weight, len(weight.stored) // 2, workspace, outputs)
+    return _product(op, kernel, x, weight, len(weight.stored) // 2, workspace, outputs)
 
 
-def _bind_logits(
-    by_panels: bool, op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field
-) -> Launch:
+def _bind_logits(op: str, inputs: Tensors, outputs: Outputs, attrs: Mapping[str, Attr], workspace: Field) -> Launch:
     x, weight, _ = _split(op, inputs, attrs)
     own: tuple[Field, ...] = (*outputs, float(attrs["softcap"]))
-    return _product(by_panels, op, _logits(), x, weight, len(weight.stored), workspace, own)
+    return _product(op, _logits(), x, weight, len(weight.stored), workspace, own)
 
 
 def _bind_gate(
@@ -338,14 +304,7 @@ _BINDS = {
 _ALL = {**_BINDS, **{op: _BINDS[of.name] for op, of in FLOAT_OPS.items()}}
 
 
-def _kernel(op: str, by_panels: bool) -> Kernel:
-    """Tiles keep rows apart and serve the decode side; panels are for many rows and promise no row invariance."""
-    name = f"{op}.panels" if by_panels else op
-    bind = functools.partial(_ALL[op], by_panels, op)
-    return Kernel(op, name, bind, _refuses, 0 if by_panels else None, functools.partial(_workspace, by_panels))
-
-
 KERNELS = (
-    *(_kernel(op, by_panels) for op in _ALL for by_panels in (False, True)),
+    *(Kernel(op, op, functools.partial(bind, op), _refuses, workspace=_workspace) for op, bind in _ALL.items()),
     Kernel("gated_activation", "gated_activation", _bind_gate, _refuses),
 )

@@ -1,6 +1,7 @@
-"""Products of a few rows with many weights: what every linear kernel is made of.
+"""Products of rows with weights that stand row after row; and how rows are cut into tiles and weights into chunks.
 
-Owns the packing of rows and `products`. What always holds: rows stand in tiles of up to `TILE_ROWS`, a tile's rows
+Owns the packing of rows and `products`, which serves weights that do not divide into octets (`octets.py`). What always
+holds: rows stand in tiles of up to `TILE_ROWS`, a tile's rows
 interleaved block by block, so that one pass over a weight serves them all; a sum's order depends on its row and weight
 alone (`vectors.py`), so no tiling, chunk or thread changes a bit.
 """
@@ -15,6 +16,7 @@ from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.memory import call_5, device, int64s
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, share
 from slotwise.backends.numba_cpu.vectors import BLOCK, ITEMSIZE, dot_tile, pack_row
+from slotwise.core.layouts import OCTET
 
 _AT = FIRST_FIELD * 8
 
@@ -23,6 +25,10 @@ TILE_ROWS = 6
 
 CHUNK = 64
 """Weights that a thread takes at a time, at most: a multiple of the streams that it reads."""
+
+_LEAST = 2 * OCTET
+_CHUNK_BYTES = 1 << 18
+"""Bytes of a chunk that meets several tiles of rows, at most: it must stay in a core's own cache."""
 
 PRIVATE = 8192
 """Elements of packed rows up to which each thread packs its own copy: cheaper than waiting for each other."""
@@ -43,15 +49,15 @@ def is_private(rows: int, width: int) -> bool:
     return rows * packed_width(width) <= PRIVATE
 
 
-def packed_bytes(rows: int, width: int) -> int:
-    """Scratch memory for packed rows."""
-    copies = MAX_THREADS if is_private(rows, width) else 1
-    return copies * rows * packed_width(width) * 4
+def packed_bytes(rows: int, width: int, row_bytes: int) -> int:
+    """Scratch memory for packed rows of `row_bytes` each."""
+    return (MAX_THREADS if is_private(rows, width) else 1) * rows * row_bytes
 
 
-def chunk_of(weights: int) -> int:
-    """Weights of one chunk: a multiple of four that leaves every thread several chunks where it can."""
-    return max(4, min(CHUNK, weights // 16 // 4 * 4))
+def chunk_of(weights: int, bytes_each: int, rows: int) -> int:
+    """Weights of one chunk: two octets or more, and several chunks for every thread where there are enough weights."""
+    most = CHUNK if rows <= TILE_ROWS else min(CHUNK, _CHUNK_BYTES // bytes_each)
+    return max(_LEAST, min(most, weights // 16) // _LEAST * _LEAST)
 
 
 @device
@@ -128,31 +134,54 @@ def _single(kind: int, rows: int, packed: int, weight: int, width: int, out: int
         dot_tile(kind, 1, 6, weight, 0, packed, width, out, out_stride, 0)
 
 
+@device
+def _products(
+    kind: int, rows: int, packed: int, weight: int, stride: int, width: int, count: int, out: int, out_stride: int
+) -> None:
+    done = 0
+    if rows == 1 and count >= 4:
+        part = count // 4
+        for n in range(part):
+            w, o = weight + n * stride, out + n * 4
+            dot_tile(kind, 4, 1, w, part * stride, packed, width, o, out_stride, part * 4)
+        done = 4 * part
+    elif count >= 2:
+        part = count // 2
+        for n in range(part):
+            w, o = weight + n * stride, out + n * 4
+            _tile(kind, rows, packed, w, part * stride, width, o, out_stride, part * 4)
+        done = 2 * part
+    for n in range(done, count):
+        _single(kind, rows, packed, weight + n * stride, width, out + n * 4, out_stride)
+
+
 @functools.cache
-def products_function(kind: int) -> Address:
+def strided_products_function(kind: int) -> Address:
     """`out[t, n]` for a tile and `count` weights: (rows, packed, weight, stride, width, count, out, out stride).
 
     The weights are read as two streams (four for one row), each of neighbours: processors fetch ahead along a few long
     streams far better than along many short ones.
     """
 
-    def products(
+    def strided_products(
         rows: int, packed: int, weight: int, stride: int, width: int, count: int, out: int, out_stride: int
     ) -> None:
-        done = 0
-        if rows == 1 and count >= 4:
-            part = count // 4
-            for n in range(part):
-                w, o = weight + n * stride, out + n * 4
-                dot_tile(kind, 4, 1, w, part * stride, packed, width, o, out_stride, part * 4)
-            done = 4 * part
-        elif count >= 2:
-            part = count // 2
-            for n in range(part):
-                w, o = weight + n * stride, out + n * 4
-                _tile(kind, rows, packed, w, part * stride, width, o, out_stride, part * 4)
-            done = 2 * part
-        for n in range(done, count):
-            _single(kind, rows, packed, weight + n * stride, width, out + n * 4, out_stride)
+        _products(kind, rows, packed, weight, stride, width, count, out, out_stride)
 
-    return compile_kernel(products, (int64,) * 8)
+    return compile_kernel(strided_products, (int64,) * 8)
+
+
+@functools.cache
+def products_function(kind: int) -> Address:
+    """The same for weights that lie close together, with the arguments that products with other weights have.
+
+    Arguments: rows, packed, weight, scale and offset (unused), width, count, out, out stride (bytes).
+    """
+    item = ITEMSIZE[kind]
+
+    def products(
+        rows: int, packed: int, weight: int, scale: int, offset: int, width: int, count: int, out: int, out_stride: int
+    ) -> None:
+        _products(kind, rows, packed, weight, width * item, width, count, out, out_stride)
+
+    return compile_kernel(products, (int64,) * 9)

@@ -94,6 +94,12 @@ def load_half(builder: Builder, kind: int, address: Any, half: int) -> Any:
     return load(builder, _VF, address, 4 * LANES * half)
 
 
+def spread(builder: Builder, scalar: Any, vector: ir.VectorType) -> Any:
+    """`scalar` in every lane of a `vector`."""
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+
+
 def prefetch(builder: Builder, address: Any) -> None:
     """Ask for the cache line at `address` (any address is allowed)."""
     pointer = builder.inttoptr(address, _I8.as_pointer())
@@ -347,14 +353,9 @@ def mix_block(
         with Loop(builder, count, 1, first) as loop:
             value = builder.add(values, builder.mul(loop.index, stride))
             offset = builder.mul(loop.index, int64(4))
-            scalars = [load(builder, _FLOAT, builder.add(source, offset)) for source in sources]
-            zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-            spread = []
-            for scalar in scalars:
-                vector = builder.insert_element(ir.Constant(_VF, ir.Undefined), scalar, ir.Constant(_I32, 0))
-                spread.append(builder.shuffle_vector(vector, vector, zeros))
+            wide = [spread(builder, load(builder, _FLOAT, builder.add(source, offset)), _VF) for source in sources]
             halves = [load_half(builder, stored, value, half) for half in range(2)]
-            loop.next = [fma(builder, spread[at // 2], halves[at % 2], loop.carried[at]) for at in range(2 * n_rows)]
+            loop.next = [fma(builder, wide[at // 2], halves[at % 2], loop.carried[at]) for at in range(2 * n_rows)]
         for at, total in enumerate(loop.result):
             store(builder, total, sums, 4 * LANES * at)
         return context.get_dummy_value()

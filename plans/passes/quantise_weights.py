@@ -2,7 +2,8 @@
 
 What always holds: each product with a weight becomes the op of its name with `_q`, and its weight becomes codes, scale
 and perhaps offset, derived at load from the same sources; a weight used twice is quantised once. Tables that are looked
-up in stay as they are, so tied embeddings are held twice: as a table, and quantised for the logits.
+up in stay as they are, so tied embeddings are held twice: as a table, and quantised for the logits. A weight that has
+no whole groups and octets stays as it is too, and the plan shows it: its op has no `_q`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Graph, Node, Parameter, Value, make_node
+from slotwise.core.layouts import OCTET
+from slotwise.core.ops import contract_of
 from slotwise.core.ops.linear_q import FLOAT_OPS
 from slotwise.core.quantise import GROUP, Scheme, scheme_of
 from slotwise.plans.options import NATIVE
@@ -24,7 +27,7 @@ class QuantiseWeights:
     name: str = "quantise_weights"
 
     def apply(self, graph: Graph) -> Graph:
-        """Raises PlanError naming a weight whose rows are no whole number of groups."""
+        """Raises PlanError where no weight can be quantised."""
         if self.scheme == NATIVE:
             return graph
         scheme = scheme_of(self.scheme)
@@ -34,7 +37,7 @@ class QuantiseWeights:
         nodes: list[Node] = []
         for node in graph.nodes:
             weight = node.inputs[1] if node.op in quantised else None
-            if weight is None or weight.name not in parameters:
+            if weight is None or weight.name not in parameters or not self._fits(node, weight):
                 nodes.append(node)
                 continue
             if weight.name not in made:
@@ -43,18 +46,23 @@ class QuantiseWeights:
             inputs = (node.inputs[0], *parts, *[None] * (3 - len(parts)), *node.inputs[2:])
             attrs = {**node.attr_dict, "bits": scheme.bits}
             nodes.append(make_node(quantised[node.op], inputs, attrs, None, node.outputs))
+        if not made:
+            raise PlanError(
+                f"weights={scheme.name!r} quantises rows in groups of {GROUP} and by octets, and graph {graph.name} has "
+                f"no weight with such dimensions; use weights='native'"
+            )
         used = {v.name for node in nodes for v in node.inputs if v is not None}
         held = tuple(part for p in graph.parameters for part in (p, *made.get(p.value.name, ())))
         return replace(graph, parameters=tuple(p for p in held if p.value.name in used), nodes=tuple(nodes))
 
+    def _fits(self, node: Node, weight: Value) -> bool:
+        """Whether all parts of the weight have whole groups, and stand in octets where a backend likes that."""
+        joined = contract_of(node.op).inputs[1].joined
+        rows, columns = weight.spec.sizes()
+        return columns % GROUP == 0 and rows % (OCTET * joined) == 0
+
     def _parts(self, weight: Parameter, scheme: Scheme) -> tuple[Parameter, ...]:
-        name, spec = weight.value.name, weight.value.spec
-        rows, columns = spec.sizes()
-        if columns % GROUP:
-            raise PlanError(
-                f"weights={scheme.name!r} quantises groups of {GROUP} in a row, but parameter {name} is "
-                f"{spec}, and {columns} is no multiple of {GROUP}; use weights='native'"
-            )
+        name, (rows, columns) = weight.value.name, weight.value.spec.sizes()
         return tuple(
             Parameter(Value(f"{name}.{part}", of_part, "parameter"), weight.sources, f"{scheme.name}.{part}")
             for part, of_part in scheme.specs(rows, columns).items()
