@@ -1,8 +1,8 @@
 """A role's parameters as tensors.
 
-Owns `load_weights`. What always holds: parameters with the same sources, derivation, layout and spec share one tensor; a
-source that is quantised is read once for all its parts; a tensor of the wrong shape is a PlanError that names it, before
-anything is made of it.
+Owns `load_weights`. What always holds: parameters with the same sources, derivation, layout and spec share one tensor;
+a source that is quantised is read once for all its parts; a tensor of the wrong shape is a PlanError that names it,
+before anything is made of it.
 """
 
 from __future__ import annotations

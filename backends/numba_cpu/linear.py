@@ -24,21 +24,27 @@ from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_fl
 from slotwise.backends.numba_cpu.memory import (
     ZERO,
     call_5,
-    call_9,
+    call_7,
     device,
     double_of_bits,
     elements,
     floats,
     int64s,
     narrow,
-    stack_memory,
     tanh,
     widen,
 )
 from slotwise.backends.numba_cpu.octets_q import INT4, INT4_OFFSET, INT8
 from slotwise.backends.numba_cpu.products import (
+    BLOCK_ROWS,
     CHUNK,
-    TILE_ROWS,
+    PACKED,
+    PRODUCT_FIELDS,
+    ROW_BYTES,
+    ROWS,
+    TILES,
+    WIDTH,
+    X,
     chunk_of,
     is_private,
     pack_function,
@@ -49,7 +55,7 @@ from slotwise.backends.numba_cpu.products import (
     tile_rows,
     tiles,
 )
-from slotwise.backends.numba_cpu.threads import FIRST_FIELD, next_chunk, share
+from slotwise.backends.numba_cpu.threads import FIRST_FIELD, MAX_THREADS, next_chunk, share
 from slotwise.backends.numba_cpu.vectors import ITEMSIZE
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
@@ -59,35 +65,38 @@ from slotwise.core.ops.linear_q import FLOAT_OPS, GROUP
 
 _AT = FIRST_FIELD * 8
 
-_SCRATCH = TILE_ROWS * CHUNK * 4
+# Fields after those that products share; each kernel's own come last.
+_PRIVATE, _PACKED_BYTES, _COUNT, _CHUNK, _PACK, _PRODUCTS, _OWN = range(PRODUCT_FIELDS, PRODUCT_FIELDS + 7)
 
-# Fields that all products share; each kernel's own come after them.
-_X, _PACKED, _WEIGHT, _SCALE, _OFFSET, _STRIDE, _SCALE_STRIDE, _ROWS, _WIDTH = range(9)
-_TILES, _ROW_BYTES, _PRIVATE, _COUNT, _CHUNK, _PACK, _PRODUCTS, _OWN = range(9, 17)
+
+def _sum_bytes(rows: int) -> int:
+    """Bytes of the sums of a block of rows with a chunk of weights."""
+    return min(rows, BLOCK_ROWS) * CHUNK * 4
+
+
+@device
+def _sums(field: Any, thread: int) -> int:
+    """This thread's memory for two blocks of sums, after the packed rows."""
+    return field[PACKED] + field[_PACKED_BYTES] + thread * 2 * min(field[ROWS], BLOCK_ROWS) * (CHUNK * 4)
 
 
 @device
 def _prepare(field: Any, thread: int) -> int:
     """Where the packed rows are; they are packed here where each thread does that for itself."""
-    packed, rows = field[_PACKED], field[_ROWS]
+    packed, rows = field[PACKED], field[ROWS]
     if field[_PRIVATE] == 0:
         return packed
-    own = packed + thread * rows * field[_ROW_BYTES]
-    for tile in range(field[_TILES]):
-        first, last = tile_rows(tile, field[_TILES], rows)
-        call_5(field[_PACK], (field[_X], field[_WIDTH], first, last, own + first * field[_ROW_BYTES]))
+    own = packed + thread * rows * field[ROW_BYTES]
+    for tile in range(field[TILES]):
+        first, last = tile_rows(tile, rows)
+        call_5(field[_PACK], (field[X], field[WIDTH], first, last, own + first * field[ROW_BYTES]))
     return own
 
 
 @device
-def _chunk(field: Any, tile: int, packed: int, n: int, count: int, sums: int) -> tuple[int, int]:
-    """Products of a tile's rows with `count` weights from n on, at `sums` [rows, CHUNK]; returns (first, last + 1)."""
-    weight = field[_WEIGHT] + n * field[_STRIDE]
-    scale, offset = field[_SCALE] + n * field[_SCALE_STRIDE], field[_OFFSET] + n * field[_SCALE_STRIDE]
-    first, last = tile_rows(tile, field[_TILES], field[_ROWS])
-    rows_at = packed + first * field[_ROW_BYTES]
-    call_9(field[_PRODUCTS], (last - first, rows_at, weight, scale, offset, field[_WIDTH], count, sums, CHUNK * 4))
-    return first, last
+def _block(call: int, packed: int, first: int, last: int, begin: int, count: int, sums: int) -> None:
+    """Products of a block's rows with `count` weights from `begin` on, at `sums` [rows, CHUNK]."""
+    call_7(int64s(call + _AT, _OWN)[_PRODUCTS], (call + _AT, packed, first, last, begin, count, sums))
 
 
 @functools.cache
@@ -98,15 +107,16 @@ def _linear(kind: int) -> Address:
     def linear(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, _OWN + 7)
         count, chunk, bias = field[_COUNT], field[_CHUNK], field[_OWN]
-        packed, place = _prepare(field, thread), stack_memory(_SCRATCH)
-        sums = floats(place, TILE_ROWS * CHUNK)
+        packed, place = _prepare(field, thread), _sums(field, thread)
+        sums = floats(place, BLOCK_ROWS * CHUNK)
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for tile in range(field[_TILES]):
-                first, last = _chunk(field, tile, packed, begin, some, place)
+            for first in range(0, field[ROWS], BLOCK_ROWS):
+                last = min(first + BLOCK_ROWS, field[ROWS])
+                _block(call, packed, first, last, begin, some, place)
                 if bias != 0:
                     addend = elements(kind, bias + begin * item, some)
                     for t in range(last - first):
@@ -135,16 +145,18 @@ def _linear_gated(kind: int, activation: int) -> Address:
     def linear_gated(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, _OWN + 1)
         count, chunk, out = field[_COUNT], field[_CHUNK], field[_OWN]
-        packed, gate_at, up_at = _prepare(field, thread), stack_memory(_SCRATCH), stack_memory(_SCRATCH)
-        gate, up = floats(gate_at, TILE_ROWS * CHUNK), floats(up_at, TILE_ROWS * CHUNK)
+        packed, gate_at = _prepare(field, thread), _sums(field, thread)
+        up_at = gate_at + min(field[ROWS], BLOCK_ROWS) * (CHUNK * 4)
+        gate, up = floats(gate_at, BLOCK_ROWS * CHUNK), floats(up_at, BLOCK_ROWS * CHUNK)
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for tile in range(field[_TILES]):
-                _chunk(field, tile, packed, begin, some, gate_at)
-                first, last = _chunk(field, tile, packed, count + begin, some, up_at)
+            for first in range(0, field[ROWS], BLOCK_ROWS):
+                last = min(first + BLOCK_ROWS, field[ROWS])
+                _block(call, packed, first, last, begin, some, gate_at)
+                _block(call, packed, first, last, count + begin, some, up_at)
                 for t in range(last - first):
                     target = elements(kind, out + ((first + t) * count + begin) * item, some)
                     row = t * CHUNK
@@ -162,15 +174,16 @@ def _logits() -> Address:
         field = int64s(call + _AT, _OWN + 2)
         count, chunk, out = field[_COUNT], field[_CHUNK], field[_OWN]
         softcap = np.float32(double_of_bits(field[_OWN + 1]))
-        packed, place = _prepare(field, thread), stack_memory(_SCRATCH)
-        sums = floats(place, TILE_ROWS * CHUNK)
+        packed, place = _prepare(field, thread), _sums(field, thread)
+        sums = floats(place, BLOCK_ROWS * CHUNK)
         while True:
             begin = next_chunk(call) * chunk
             if begin >= count:
                 break
             some = min(chunk, count - begin)
-            for tile in range(field[_TILES]):
-                first, last = _chunk(field, tile, packed, begin, some, place)
+            for first in range(0, field[ROWS], BLOCK_ROWS):
+                last = min(first + BLOCK_ROWS, field[ROWS])
+                _block(call, packed, first, last, begin, some, place)
                 for t in range(last - first):
                     target = floats(out + ((first + t) * count + begin) * 4, some)
                     row = t * CHUNK
@@ -237,7 +250,8 @@ def _row_bytes(quantised: bool, layout: str, width: int) -> int:
 def _workspace(call: CallSpec) -> int:
     x = call.inputs[0]
     rows, width = x.sizes() if x is not None else (0, 0)
-    return packed_bytes(rows, width, _row_bytes(call.op in FLOAT_OPS, str(call.attrs["layout"]), width))
+    row_bytes = _row_bytes(call.op in FLOAT_OPS, str(call.attrs["layout"]), width)
+    return packed_bytes(rows, width, row_bytes) + MAX_THREADS * 2 * _sum_bytes(rows)
 
 
 def _product(
@@ -255,7 +269,7 @@ def _product(
     stride = octets_q.code_bytes(form, width) if form else width * ITEMSIZE[kind]
     fields = (
         x, workspace, weight.stored, weight.scale, weight.offset, stride, width // GROUP * 2, rows, width,
-        tiles(rows), row_bytes, private, count, chunk_of(count, stride, rows), pack, made, *own,
+        tiles(rows), row_bytes, private, packed_bytes(rows, width, row_bytes), count, chunk_of(count), pack, made, *own,
     )  # fmt: skip
     part = Part(op, kernel, fields)
     if private:

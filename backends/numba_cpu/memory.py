@@ -209,7 +209,7 @@ def _caller(count: int) -> Any:
     return call
 
 
-call_3, call_5, call_8, call_9 = (_caller(count) for count in (3, 5, 8, 9))
+call_3, call_5, call_7, call_8 = (_caller(count) for count in (3, 5, 7, 8))
 """Call the compiled function at an address with that many int64, given as a tuple: so a big one is compiled once."""
 
 

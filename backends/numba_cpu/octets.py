@@ -1,10 +1,10 @@
 """Products of rows with weights that stand in octets: from one row to a whole prompt.
 
-Owns `octet_tile` and `octet_products`. What always holds: each weight has a lane of its own and sums along k in order,
-in one float32 accumulator, so no tiling, chunk, thread or number of rows changes a bit; a weight is widened once for up
-to `TILE_ROWS` rows. (Octets: `core/layouts.py`. Lanes for weights and rows broadcast from the nearest caches are the
-inner kernel of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; here weights stand as
-its packed panels do, so nothing is packed at run time but the rows.)
+Owns `octet_tile` and the products made of it. What always holds: each weight has a lane of its own and sums along k in
+order, in one float32 accumulator, so no tiling, chunk, thread or number of rows changes a bit; a weight is widened once
+for up to `TILE_ROWS` rows. (Octets: `core/layouts.py`. Lanes for weights and rows broadcast from the nearest caches are
+the inner kernel of Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; here weights stand
+as its packed panels do, so nothing is packed at run time but the rows.)
 
 A tile of packed rows is float32 [K, rows].
 """
@@ -18,7 +18,18 @@ from llvmlite import ir
 from numba import types
 
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
-from slotwise.backends.numba_cpu.memory import device, elements, floats, widen
+from slotwise.backends.numba_cpu.memory import ZERO, device, elements, floats, int64s, widen
+from slotwise.backends.numba_cpu.products import (
+    CHUNK,
+    PRODUCT_FIELDS,
+    ROW_BYTES,
+    ROWS,
+    TILE_ROWS,
+    WEIGHT,
+    WIDTH,
+    tile_rows,
+    tiles_below,
+)
 from slotwise.backends.numba_cpu.vectors import (
     AHEAD,
     BF16,
@@ -38,6 +49,10 @@ from slotwise.backends.numba_cpu.vectors import (
 )
 from slotwise.core.layouts import OCTET, WEIGHT_WORD
 
+DEPTH = 256
+"""Elements of a weight that several tiles meet before they go on: two octets of them stay in the nearest cache."""
+
+_OCTET_BYTES = 4 * OCTET
 FLOATS = ir.VectorType(ir.FloatType(), OCTET)
 _WORDS = ir.VectorType(ir.IntType(32), OCTET)
 _I32 = ir.IntType(32)
@@ -79,12 +94,13 @@ def _widened(builder: Builder, kind: int, address: Any) -> list[Any]:
 
 @intrinsic
 def octet_tile(
-    typing: Any, kind: Any, octets: Any, rows: Any, weight: Any, step: Any, x: Any, width: Any, out: Any,
-    out_stride: Any, out_step: Any,
+    typing: Any, kind: Any, octets: Any, rows: Any, weight: Any, step: Any, ahead: Any, x: Any, width: Any, out: Any,
+    out_step: Any,
 ) -> Any:  # fmt: skip
-    """Products of a tile of `rows` packed rows with `octets` octets of weights, `step` bytes apart.
+    """Add products of a tile of `rows` packed rows with `octets` octets of weights, `step` bytes apart, to `out`.
 
-    `out[t, n]`, float32: `out_stride` bytes from t to t + 1, `out_step` from one octet to the next.
+    `out[t, n]`, float32: `CHUNK` elements from t to t + 1, `out_step` bytes from one octet to the next. Weights `ahead`
+    bytes on are asked for.
     """
     known = literals(kind, octets, rows)
     if known is None:
@@ -92,14 +108,15 @@ def octet_tile(
     stored, n_octets, n_rows = known
 
     def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
-        weight, step, x, width, out, out_stride, out_step = arguments[3:]
+        weight, step, ahead, x, width, out, out_step = arguments[3:]
         streams = [builder.add(weight, builder.mul(step, int64(c))) for c in range(n_octets)]
-        with Loop(builder, width, WEIGHT_WORD, [splat(FLOATS, 0.0)] * (n_rows * n_octets)) as loop:
+        sums_at = places_of_sums(builder, n_rows, n_octets, out, out_step)
+        with Loop(builder, width, WEIGHT_WORD, [load(builder, FLOATS, at) for at in sums_at]) as loop:
             sums = list(loop.carried)
             offset = builder.mul(loop.index, int64(OCTET * ITEMSIZE[stored]))
             places = [builder.add(stream, offset) for stream in streams]
             for place in places:
-                prefetch(builder, builder.add(place, int64(AHEAD)))
+                prefetch(builder, builder.add(place, ahead))
             weights = [_widened(builder, stored, place) for place in places]
             row_at = builder.add(x, builder.mul(loop.index, int64(4 * n_rows)))
             for k in range(WEIGHT_WORD):
@@ -109,84 +126,94 @@ def octet_tile(
                         at = t * n_octets + c
                         sums[at] = fma(builder, weights[c][k], row, sums[at])
             loop.next = sums
-        store_tile(builder, loop.result, n_rows, n_octets, out, out_stride, out_step)
+        for at, total in zip(sums_at, loop.result, strict=True):
+            store(builder, total, at)
         return context.get_dummy_value()
 
     return types.void(kind, octets, rows, *([types.int64] * 7)), generate
 
 
-def store_tile(
-    builder: Builder, sums: list[Any], n_rows: int, n_octets: int, out: Any, out_stride: Any, out_step: Any
-) -> None:
-    """Store the sums of a tile, row by row."""
-    for t in range(n_rows):
-        row = builder.add(out, builder.mul(out_stride, int64(t)))
-        for c in range(n_octets):
-            store(builder, sums[t * n_octets + c], builder.add(row, builder.mul(out_step, int64(c))))
+def places_of_sums(builder: Builder, n_rows: int, n_octets: int, out: Any, out_step: Any) -> list[Any]:
+    """Addresses of a tile's sums, row by row."""
+    octets = [builder.add(out, builder.mul(out_step, int64(c))) for c in range(n_octets)]
+    return [builder.add(at, int64(4 * CHUNK * t)) for t in range(n_rows) for at in octets]
 
 
 @device
-def _pair(
-    kind: int, rows: int, weight: int, step: int, x: int, width: int, out: int, out_stride: int, out_step: int
+def _tile(
+    kind: int, pair: bool, rows: int, weight: int, step: int, ahead: int, x: int, width: int, out: int, out_step: int
 ) -> None:
-    """Two octets for a tile of 1 to 6 rows."""
-    if rows == 1:
-        octet_tile(kind, 2, 1, weight, step, x, width, out, out_stride, out_step)
+    """Two octets, or one, for a tile of 1 to 6 rows."""
+    if pair:
+        if rows == 1:
+            octet_tile(kind, 2, 1, weight, step, ahead, x, width, out, out_step)
+        elif rows == 2:
+            octet_tile(kind, 2, 2, weight, step, ahead, x, width, out, out_step)
+        elif rows == 3:
+            octet_tile(kind, 2, 3, weight, step, ahead, x, width, out, out_step)
+        elif rows == 4:
+            octet_tile(kind, 2, 4, weight, step, ahead, x, width, out, out_step)
+        elif rows == 5:
+            octet_tile(kind, 2, 5, weight, step, ahead, x, width, out, out_step)
+        else:
+            octet_tile(kind, 2, 6, weight, step, ahead, x, width, out, out_step)
+    elif rows == 1:
+        octet_tile(kind, 1, 1, weight, step, ahead, x, width, out, out_step)
     elif rows == 2:
-        octet_tile(kind, 2, 2, weight, step, x, width, out, out_stride, out_step)
+        octet_tile(kind, 1, 2, weight, step, ahead, x, width, out, out_step)
     elif rows == 3:
-        octet_tile(kind, 2, 3, weight, step, x, width, out, out_stride, out_step)
+        octet_tile(kind, 1, 3, weight, step, ahead, x, width, out, out_step)
     elif rows == 4:
-        octet_tile(kind, 2, 4, weight, step, x, width, out, out_stride, out_step)
+        octet_tile(kind, 1, 4, weight, step, ahead, x, width, out, out_step)
     elif rows == 5:
-        octet_tile(kind, 2, 5, weight, step, x, width, out, out_stride, out_step)
+        octet_tile(kind, 1, 5, weight, step, ahead, x, width, out, out_step)
     else:
-        octet_tile(kind, 2, 6, weight, step, x, width, out, out_stride, out_step)
-
-
-@device
-def _single(kind: int, rows: int, weight: int, x: int, width: int, out: int, out_stride: int) -> None:
-    """One octet."""
-    if rows == 1:
-        octet_tile(kind, 1, 1, weight, 0, x, width, out, out_stride, 0)
-    elif rows == 2:
-        octet_tile(kind, 1, 2, weight, 0, x, width, out, out_stride, 0)
-    elif rows == 3:
-        octet_tile(kind, 1, 3, weight, 0, x, width, out, out_stride, 0)
-    elif rows == 4:
-        octet_tile(kind, 1, 4, weight, 0, x, width, out, out_stride, 0)
-    elif rows == 5:
-        octet_tile(kind, 1, 5, weight, 0, x, width, out, out_stride, 0)
-    else:
-        octet_tile(kind, 1, 6, weight, 0, x, width, out, out_stride, 0)
+        octet_tile(kind, 1, 6, weight, step, ahead, x, width, out, out_step)
 
 
 @functools.cache
 def products_function(kind: int) -> Address:
-    """`out[t, n]` for a tile of rows and `count` weights, whole octets of them.
+    """What `products.products_function` is, for weights in octets.
 
-    Arguments: rows, packed, weight, scale and offset (unused), width, count, out, out stride (bytes). Octets are read
-    as two streams, four for one row.
+    One tile reads them as two long streams, four for one row. Several tiles meet two octets at a time, `DEPTH` elements
+    of them: all but the first find those in the nearest cache, and ask for the next.
     """
     item = ITEMSIZE[kind]
 
-    def octet_products(
-        rows: int, packed: int, weight: int, scale: int, offset: int, width: int, count: int, out: int, out_stride: int
-    ) -> None:
-        octets, bytes_each, done = count // OCTET, width * OCTET * item, 0
-        if rows == 1 and octets >= 4:
-            part = octets // 4
-            for n in range(part):
-                w, o = weight + n * bytes_each, out + n * (4 * OCTET)
-                octet_tile(kind, 4, 1, w, part * bytes_each, packed, width, o, out_stride, part * (4 * OCTET))
-            done = 4 * part
-        elif octets >= 2:
-            part = octets // 2
-            for n in range(part):
-                w, o = weight + n * bytes_each, out + n * (4 * OCTET)
-                _pair(kind, rows, w, part * bytes_each, packed, width, o, out_stride, part * (4 * OCTET))
-            done = 2 * part
-        for n in range(done, octets):
-            _single(kind, rows, weight + n * bytes_each, packed, width, out + n * (4 * OCTET), out_stride)
+    def octet_products(at: int, packed: int, start: int, end: int, begin: int, count: int, out: int) -> None:
+        field = int64s(at, PRODUCT_FIELDS)
+        rows, width, row_bytes = field[ROWS], field[WIDTH], field[ROW_BYTES]
+        first, last = start // TILE_ROWS, tiles_below(end)
+        clear(out, end - start, count)
+        weight, each, octets = field[WEIGHT] + begin * width * item, width * OCTET * item, count // OCTET
+        done, alone = 0, last - first == 1
+        if rows == 1:
+            quarter = octets // 4
+            for n in range(quarter):
+                w, into = weight + n * each, out + n * _OCTET_BYTES
+                octet_tile(kind, 4, 1, w, quarter * each, AHEAD, packed, width, into, quarter * _OCTET_BYTES)
+            done = 4 * quarter
+        pairs = (octets - done) // 2
+        apart, depth = pairs if alone else 1, width if alone else DEPTH
+        for turn in range(octets - done - pairs):
+            pair = turn < pairs
+            n = done + (turn + pairs if not pair else turn if alone else 2 * turn)
+            for k in range(0, width, depth):
+                some, w = min(depth, width - k), weight + n * each + k * (OCTET * item)
+                for tile in range(first, last):
+                    low, top = tile_rows(tile, rows)
+                    x = packed + low * row_bytes + k * (top - low) * 4
+                    into = out + n * _OCTET_BYTES + (low - start) * (CHUNK * 4)
+                    ahead = AHEAD if tile == first else DEPTH * OCTET * item
+                    _tile(kind, pair, top - low, w, apart * each, ahead, x, some, into, apart * _OCTET_BYTES)
 
-    return compile_kernel(octet_products, (types.int64,) * 9)
+    return compile_kernel(octet_products, (types.int64,) * 7)
+
+
+@device
+def clear(out: int, rows: int, count: int) -> None:
+    """Set sums to 0."""
+    for t in range(rows):
+        row = floats(out + t * (CHUNK * 4), count)
+        for n in range(count):
+            row[n] = ZERO

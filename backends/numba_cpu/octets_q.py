@@ -29,10 +29,26 @@ from slotwise.backends.numba_cpu.memory import (
     float_bits,
     float_of_bits,
     floats,
+    int64s,
     signed_bytes,
     widen,
 )
-from slotwise.backends.numba_cpu.octets import FLOATS, store_tile
+from slotwise.backends.numba_cpu.octets import DEPTH, FLOATS, clear, places_of_sums
+from slotwise.backends.numba_cpu.products import (
+    CHUNK,
+    OFFSET,
+    PRODUCT_FIELDS,
+    ROW_BYTES,
+    ROWS,
+    SCALE,
+    SCALE_STRIDE,
+    STRIDE,
+    TILE_ROWS,
+    WEIGHT,
+    WIDTH,
+    tile_rows,
+    tiles_below,
+)
 from slotwise.backends.numba_cpu.vectors import (
     AHEAD,
     ITEMSIZE,
@@ -46,12 +62,16 @@ from slotwise.backends.numba_cpu.vectors import (
     prefetch,
     splat,
     spread,
+    store,
 )
 from slotwise.core.layouts import OCTET
 from slotwise.core.ops.linear_q import GROUP
 
 INT8, INT4, INT4_OFFSET = 1, 2, 3
 """Forms of a quantised weight; 0 is a weight that is not quantised."""
+
+PAIR_ROWS = 4
+"""Rows of a tile that two octets can serve: the sums of more would not fit the registers."""
 
 GROUP_BYTES = GROUP + 8
 """Bytes of a packed row's group: codes, a scale and a sum."""
@@ -161,7 +181,7 @@ class Products:
 
 
 def _codes(builder: Builder, form: int, address: Any) -> list[list[Any]]:
-    """The words of a group of an octet, some at a time: (number of the word, codes), as few bytes of memory hold them."""
+    """The words of a group of an octet: (number of the word, codes), together those that share bytes."""
     if form == INT8:
         return [[(j, load(builder, _BYTES, address, 32 * j))] for j in range(8)]
     found = []
@@ -176,11 +196,12 @@ def _codes(builder: Builder, form: int, address: Any) -> list[list[Any]]:
 @intrinsic
 def quantised_tile(
     typing: Any, form: Any, octets: Any, rows: Any, codes: Any, scale: Any, offset: Any, step: Any, x: Any,
-    groups: Any, out: Any, out_stride: Any, out_step: Any,
+    groups: Any, out: Any, out_step: Any,
 ) -> Any:  # fmt: skip
-    """Products of a tile of `rows` packed rows with `octets` octets of weights, `step` octets apart.
+    """Add products of a tile of `rows` packed rows with `octets` octets of weights to `out`.
 
-    `out[t, n]`, float32: `out_stride` bytes from t to t + 1, `out_step` from one octet to the next.
+    `step` groups lie between one octet and the next. `out[t, n]`, float32: `CHUNK` elements from t to t + 1, `out_step`
+    bytes from one octet to the next.
     """
     known = literals(form, octets, rows)
     if known is None:
@@ -189,17 +210,17 @@ def quantised_tile(
     group_bytes = OCTET * code_bytes(stored, GROUP)
 
     def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
-        codes, scale, offset, step, x, groups, out, out_stride, out_step = arguments[3:]
+        codes, scale, offset, step, x, groups, out, out_step = arguments[3:]
 
         def streams(start: Any, bytes_each: int) -> list[Any]:
-            apart = builder.mul(step, builder.mul(groups, int64(bytes_each)))
-            return [builder.add(start, builder.mul(apart, int64(c))) for c in range(n_octets)]
+            return [builder.add(start, builder.mul(step, int64(bytes_each * c))) for c in range(n_octets)]
 
         code_streams, scale_streams = streams(codes, group_bytes), streams(scale, 2 * OCTET)
         offset_streams = streams(offset, 2 * OCTET) if stored == INT4_OFFSET else []
         products = Products(builder, narrow=stored != INT8)
         add = products.add_signed if stored == INT8 else products.add
-        with Loop(builder, groups, 1, [splat(FLOATS, 0.0)] * (n_rows * n_octets)) as loop:
+        sums_at = places_of_sums(builder, n_rows, n_octets, out, out_step)
+        with Loop(builder, groups, 1, [load(builder, FLOATS, at) for at in sums_at]) as loop:
             row_at = builder.add(x, builder.mul(loop.index, int64(n_rows * GROUP_BYTES)))
             code_at = [builder.add(s, builder.mul(loop.index, int64(group_bytes))) for s in code_streams]
             for place in code_at:
@@ -237,72 +258,69 @@ def quantised_tile(
                     if stored == INT4_OFFSET:
                         sums[at] = fma(builder, offsets[c], builder.fmul(of_row, of_codes), sums[at])
             loop.next = sums
-        store_tile(builder, loop.result, n_rows, n_octets, out, out_stride, out_step)
+        for at, total in zip(sums_at, loop.result, strict=True):
+            store(builder, total, at)
         return context.get_dummy_value()
 
-    return types.void(form, octets, rows, *([types.int64] * 9)), generate
+    return types.void(form, octets, rows, *([types.int64] * 8)), generate
 
 
 @device
-def _pair(
-    form: int, rows: int, codes: int, scale: int, offset: int, step: int, x: int, groups: int, out: int,
-    out_stride: int, out_step: int,
+def _tile(
+    form: int, pair: bool, rows: int, codes: int, scale: int, offset: int, step: int, x: int, groups: int, out: int,
+    out_step: int,
 ) -> None:  # fmt: skip
-    """Two octets for a tile of 1 to 4 rows: more would not fit the registers."""
-    if rows == 1:
-        quantised_tile(form, 2, 1, codes, scale, offset, step, x, groups, out, out_stride, out_step)
+    """Two octets for a tile of up to `PAIR_ROWS` rows, or one for up to 6."""
+    if pair:
+        if rows == 1:
+            quantised_tile(form, 2, 1, codes, scale, offset, step, x, groups, out, out_step)
+        elif rows == 2:
+            quantised_tile(form, 2, 2, codes, scale, offset, step, x, groups, out, out_step)
+        elif rows == 3:
+            quantised_tile(form, 2, 3, codes, scale, offset, step, x, groups, out, out_step)
+        else:
+            quantised_tile(form, 2, 4, codes, scale, offset, step, x, groups, out, out_step)
+    elif rows == 1:
+        quantised_tile(form, 1, 1, codes, scale, offset, step, x, groups, out, out_step)
     elif rows == 2:
-        quantised_tile(form, 2, 2, codes, scale, offset, step, x, groups, out, out_stride, out_step)
+        quantised_tile(form, 1, 2, codes, scale, offset, step, x, groups, out, out_step)
     elif rows == 3:
-        quantised_tile(form, 2, 3, codes, scale, offset, step, x, groups, out, out_stride, out_step)
-    else:
-        quantised_tile(form, 2, 4, codes, scale, offset, step, x, groups, out, out_stride, out_step)
-
-
-@device
-def _single(
-    form: int, rows: int, codes: int, scale: int, offset: int, x: int, groups: int, out: int, out_stride: int
-) -> None:
-    """One octet for a tile of 1 to 6 rows."""
-    if rows == 1:
-        quantised_tile(form, 1, 1, codes, scale, offset, 0, x, groups, out, out_stride, 0)
-    elif rows == 2:
-        quantised_tile(form, 1, 2, codes, scale, offset, 0, x, groups, out, out_stride, 0)
-    elif rows == 3:
-        quantised_tile(form, 1, 3, codes, scale, offset, 0, x, groups, out, out_stride, 0)
+        quantised_tile(form, 1, 3, codes, scale, offset, step, x, groups, out, out_step)
     elif rows == 4:
-        quantised_tile(form, 1, 4, codes, scale, offset, 0, x, groups, out, out_stride, 0)
+        quantised_tile(form, 1, 4, codes, scale, offset, step, x, groups, out, out_step)
     elif rows == 5:
-        quantised_tile(form, 1, 5, codes, scale, offset, 0, x, groups, out, out_stride, 0)
+        quantised_tile(form, 1, 5, codes, scale, offset, step, x, groups, out, out_step)
     else:
-        quantised_tile(form, 1, 6, codes, scale, offset, 0, x, groups, out, out_stride, 0)
+        quantised_tile(form, 1, 6, codes, scale, offset, step, x, groups, out, out_step)
 
 
 @functools.cache
 def products_function(form: int) -> Address:
-    """`out[t, n]` for a tile of rows and `count` weights, whole octets of them.
-
-    Arguments: rows, packed, codes, scale, offset, width, count, out, out stride (bytes).
-    """
+    """What `products.products_function` is, for quantised weights in octets."""
     code_step, scale_step, out_step = code_bytes(form, OCTET), 2 * OCTET, 4 * OCTET
 
-    def quantised_products(
-        rows: int, packed: int, codes: int, scale: int, offset: int, width: int, count: int, out: int, out_stride: int
-    ) -> None:
-        groups, octets, done = width // GROUP, count // OCTET, 0
-        if rows <= 4 and octets >= 2:
-            part = octets // 2
-            for n in range(part):
-                c, s, o = (
-                    codes + n * width * code_step,
-                    scale + n * groups * scale_step,
-                    offset + n * groups * scale_step,
-                )
-                at = out + n * out_step
-                _pair(form, rows, c, s, o, part, packed, groups, at, out_stride, part * out_step)
-            done = 2 * part
-        for n in range(done, octets):
-            c, s, o = codes + n * width * code_step, scale + n * groups * scale_step, offset + n * groups * scale_step
-            _single(form, rows, c, s, o, packed, groups, out + n * out_step, out_stride)
+    def quantised_products(at: int, packed: int, start: int, end: int, begin: int, count: int, out: int) -> None:
+        field = int64s(at, PRODUCT_FIELDS)
+        rows, width, row_bytes = field[ROWS], field[WIDTH], field[ROW_BYTES]
+        first, last = start // TILE_ROWS, tiles_below(end)
+        clear(out, end - start, count)
+        groups, octets = width // GROUP, count // OCTET
+        codes = field[WEIGHT] + begin * field[STRIDE]
+        scale, offset = field[SCALE] + begin * field[SCALE_STRIDE], field[OFFSET] + begin * field[SCALE_STRIDE]
+        # One tile reads weights as long streams; several meet them some groups at a time, in the nearest cache.
+        alone = last - first == 1
+        pairs = octets // 2 if end - start <= PAIR_ROWS * (last - first) else 0
+        apart, depth = pairs if alone else 1, groups if alone else DEPTH // GROUP
+        for turn in range(octets - pairs):
+            pair = turn < pairs
+            place = turn + pairs if not pair else turn if alone else 2 * turn
+            for g in range(0, groups, depth):
+                some, k = min(depth, groups - g), place * groups + g
+                c, s, o = codes + k * GROUP * code_step, scale + k * scale_step, offset + k * scale_step
+                for tile in range(first, last):
+                    low, top = tile_rows(tile, rows)
+                    x = packed + low * row_bytes + g * (top - low) * GROUP_BYTES
+                    into = out + place * out_step + (low - start) * (CHUNK * 4)
+                    _tile(form, pair, top - low, c, s, o, apart * groups, x, some, into, apart * out_step)
 
-    return compile_kernel(quantised_products, (int64_type,) * 9)
+    return compile_kernel(quantised_products, (int64_type,) * 7)

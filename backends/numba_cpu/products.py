@@ -26,16 +26,23 @@ TILE_ROWS = 6
 CHUNK = 64
 """Weights that a thread takes at a time, at most: a multiple of the streams that it reads."""
 
-_LEAST = 2 * OCTET
-_CHUNK_BYTES = 1 << 18
-"""Bytes of a chunk that meets several tiles of rows, at most: it must stay in a core's own cache."""
+_PAIR = 2 * OCTET
+
+BLOCK_TILES = 8
+"""Tiles whose sums are made together: a weight that is in the nearest cache meets them all."""
+
+BLOCK_ROWS = BLOCK_TILES * TILE_ROWS
+
+# Fields of a product's record that the functions below read; those that only the linear kernels know come after.
+X, PACKED, WEIGHT, SCALE, OFFSET, STRIDE, SCALE_STRIDE, ROWS, WIDTH, TILES, ROW_BYTES = range(11)
+PRODUCT_FIELDS = 11
 
 PRIVATE = 8192
 """Elements of packed rows up to which each thread packs its own copy: cheaper than waiting for each other."""
 
 
 def tiles(rows: int) -> int:
-    """Tiles that `rows` rows are cut into: as few as can be, and as equal."""
+    """Tiles that `rows` rows are cut into."""
     return -(-rows // TILE_ROWS)
 
 
@@ -54,16 +61,24 @@ def packed_bytes(rows: int, width: int, row_bytes: int) -> int:
     return (MAX_THREADS if is_private(rows, width) else 1) * rows * row_bytes
 
 
-def chunk_of(weights: int, bytes_each: int, rows: int) -> int:
-    """Weights of one chunk: two octets or more, and several chunks for every thread where there are enough weights."""
-    most = CHUNK if rows <= TILE_ROWS else min(CHUNK, _CHUNK_BYTES // bytes_each)
-    return max(_LEAST, min(most, weights // 16) // _LEAST * _LEAST)
+def chunk_of(weights: int) -> int:
+    """Weights of one chunk: whole pairs of octets, and several chunks for every thread where there are enough."""
+    return max(_PAIR, min(CHUNK, weights // 16) // _PAIR * _PAIR)
 
 
 @device
-def tile_rows(tile: int, tiles: int, rows: int) -> tuple[int, int]:
-    """A tile's rows: (first, last + 1)."""
-    return tile * rows // tiles, (tile + 1) * rows // tiles
+def tile_rows(tile: int, rows: int) -> tuple[int, int]:
+    """A tile's rows: (first, last + 1). Blocks are full but for the last, whose tiles share its rows evenly."""
+    start = tile // BLOCK_TILES * BLOCK_ROWS
+    left, place = min(rows - start, BLOCK_ROWS), tile % BLOCK_TILES
+    there = (left + TILE_ROWS - 1) // TILE_ROWS
+    return start + place * left // there, start + (place + 1) * left // there
+
+
+@device
+def tiles_below(row: int) -> int:
+    """Tiles of the rows before `row`, which is where a block ends."""
+    return (row + TILE_ROWS - 1) // TILE_ROWS
 
 
 @functools.cache
@@ -92,7 +107,7 @@ def pack_kernel() -> Address:
         x, target, rows, width, tiles, row_bytes = field[0], field[1], field[2], field[3], field[4], field[5]
         begin, end = share(tiles, thread, threads)
         for tile in range(begin, end):
-            first, last = tile_rows(tile, tiles, rows)
+            first, last = tile_rows(tile, rows)
             call_5(field[6], (x, width, first, last, target + first * row_bytes))
 
     return compile_kernel(pack_rows)
@@ -173,15 +188,19 @@ def strided_products_function(kind: int) -> Address:
 
 @functools.cache
 def products_function(kind: int) -> Address:
-    """The same for weights that lie close together, with the arguments that products with other weights have.
+    """`out[t, n]` [rows, CHUNK], for the rows of a block, `start` to `end` - 1, and `count` weights from `begin` on.
 
-    Arguments: rows, packed, weight, scale and offset (unused), width, count, out, out stride (bytes).
+    Arguments: the record's fields, the packed rows, start, end, begin, count, out. `octets.py` and `octets_q.py` have
+    functions of the same form for weights in octets.
     """
-    item = ITEMSIZE[kind]
 
-    def products(
-        rows: int, packed: int, weight: int, scale: int, offset: int, width: int, count: int, out: int, out_stride: int
-    ) -> None:
-        _products(kind, rows, packed, weight, width * item, width, count, out, out_stride)
+    def products(at: int, packed: int, start: int, end: int, begin: int, count: int, out: int) -> None:
+        field = int64s(at, PRODUCT_FIELDS)
+        rows, stride, width = field[ROWS], field[STRIDE], field[WIDTH]
+        for tile in range(start // TILE_ROWS, tiles_below(end)):
+            low, high = tile_rows(tile, rows)
+            rows_at, into = packed + low * field[ROW_BYTES], out + (low - start) * (CHUNK * 4)
+            weight = field[WEIGHT] + begin * stride
+            _products(kind, high - low, rows_at, weight, stride, width, count, into, CHUNK * 4)
 
-    return compile_kernel(products, (int64,) * 9)
+    return compile_kernel(products, (int64,) * 7)

@@ -1,8 +1,8 @@
 """Matrix products with weights.
 
 Owns `linear`, `linear_heads`, `linear_qkv`, `gated_activation`, `linear_gated` and `logits`. What always holds: a
-weight is [N, K], row after row or in octets (`core/layouts.py`); products accumulate in float32 or wider; `linear_qkv` and `linear_gated` take
-their weights joined along N, in the order q, k, v and gate, up.
+weight is [N, K], row after row or in octets (`core/layouts.py`); products accumulate in float32 or wider; `linear_qkv`
+and `linear_gated` take their weights joined along N, in the order q, k, v and gate, up.
 """
 
 from __future__ import annotations

@@ -128,9 +128,9 @@ def _check_parts(op: str, specs: Sequence[TensorSpec | None], bits: int) -> None
         raise GraphError(f"op {op}: 8 bits are symmetric and take no offset, but one is given: {offset}")
 
 
-# Cases: each shape in each form and layout. Activations and dequantised weights make outputs near unit variance; what is awkward
-# for a kernel is in them: an odd number of groups and of rows, negative scales, a row of zero scales, a group of
-# activations that are all 0, codes at their extremes.
+# Cases: each shape in each form and layout. Activations and dequantised weights make outputs near unit variance; what
+# is awkward for a kernel is in them: an odd number of groups and of rows, negative scales, a row of zero scales, a
+# group of activations that are all 0, codes at their extremes.
 _FORMS = ("int8", "int4", "int4 with offset")
 _SHAPES = (
     ("one row", 1, 32, 40),
@@ -177,7 +177,7 @@ def _weight(
 def _weights(
     rng: torch.Generator, n: int, k: int, *, joined: int = 1, extreme: bool = False, gain: float = 1.0
 ) -> Iterator[tuple[str, int, Operands, dict[str, Attr]]]:
-    """A weight in each form and layout: (label, rows, parts, attributes); in octets, `n` is rounded up to whole ones."""
+    """A weight in each form and layout: (label, rows, parts, attributes); in octets, rows are `n` or a few more."""
     for layout in LAYOUTS:
         unit = 1 if layout == ROWS else OCTET * joined
         rows = -(-n // unit) * unit

@@ -48,8 +48,8 @@ class QuantiseWeights:
             nodes.append(make_node(quantised[node.op], inputs, attrs, None, node.outputs))
         if not made:
             raise PlanError(
-                f"weights={scheme.name!r} quantises rows in groups of {GROUP} and by octets, and graph {graph.name} has "
-                f"no weight with such dimensions; use weights='native'"
+                f"weights={scheme.name!r} quantises weights whose columns are a multiple of {GROUP} and whose rows are "
+                f"one of {OCTET}, and graph {graph.name} has none; use weights='native'"
             )
         used = {v.name for node in nodes for v in node.inputs if v is not None}
         held = tuple(part for p in graph.parameters for part in (p, *made.get(p.value.name, ())))
