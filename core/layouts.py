@@ -40,7 +40,7 @@ def fits(rows: int, columns: int, word: int) -> bool:
 def to_octets(matrix: torch.Tensor, word: int) -> torch.Tensor:
     """`matrix` [N, C] with its elements in octets, as a new tensor [N, C]."""
     rows, columns = matrix.shape
-    together = matrix.reshape(rows // OCTET, OCTET, columns // word, word)
+    together = matrix.contiguous().view(rows // OCTET, OCTET, columns // word, word)
     kept = _INTEGERS.get(word * matrix.itemsize)
     if matrix.nbytes < _LARGE or kept is None:
         return together.transpose(1, 2).reshape(rows, columns)

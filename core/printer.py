@@ -16,7 +16,7 @@ def format_node(node: Node) -> str:
     """One node: `%3: f32[T, 64] = rms_norm(%2, norm) {eps=1e-06}  # reads kv0[...]`."""
     outputs = ", ".join(f"{value.name}: {value.spec}" for value in node.outputs)
     inputs = ", ".join("none" if value is None else value.name for value in node.inputs)
-    attrs = ", ".join(f"{name}={value}" for name, value in node.attrs)
+    attrs = ", ".join(f"{name}={value}" for name, value in node.attrs if (name, value) != ("layout", ROWS))
     line = f"{outputs} = {node.op}({inputs})" if outputs else f"{node.op}({inputs})"
     if attrs:
         line += f" {{{attrs}}}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import fields
 
+from slotwise.core.layouts import ROWS
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
 from slotwise.plans.show import size
@@ -75,7 +76,10 @@ def _roles(left: Plan, right: Plan) -> list[str]:
 
 def _role_fields(role: RolePlan) -> dict[str, str]:
     names = [field.name for field in fields(role) if field.name not in ("role", "model", "parameters", "caches")]
-    kinds = Counter(f"{p.derive or 'as stored'} {p.value.spec.dtype.value} in {p.layout}" for p in role.parameters)
+    kinds = Counter(
+        f"{p.derive or 'as stored'} {p.value.spec.dtype.value}{'' if p.layout == ROWS else f' in {p.layout}'}"
+        for p in role.parameters
+    )
     held = ", ".join(f"{kind} x{count}" for kind, count in sorted(kinds.items()))
     return {name: str(getattr(role, name)) for name in names} | {"dtype": role.dtype.value, "parameters": held}
 

@@ -16,7 +16,7 @@ from slotwise.core.ops.tolerances import BIT_EQUAL, POINTWISE
 from slotwise.core.specs import DType
 
 
-def embedding(token_ids: torch.Tensor, table: torch.Tensor, *, scale: float, layout: str) -> torch.Tensor:
+def embedding(token_ids: torch.Tensor, table: torch.Tensor, *, scale: float, layout: str = ROWS) -> torch.Tensor:
     """Rows of `table` [V, H] for `token_ids` [T], times `scale` rounded to the table's dtype (as Gemma defines it)."""
     rows = in_rows(table, WEIGHT_WORD, layout).index_select(0, token_ids.long())
     return rows if scale == 1.0 else rows * torch.tensor(scale, dtype=table.dtype)

@@ -24,13 +24,13 @@ from slotwise.core.specs import Dim, DType
 ACTIVATIONS = ("silu", "gelu_tanh", "gelu")
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, layout: str) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, layout: str = ROWS) -> torch.Tensor:
     """`x` [T, K] times `weight` [N, K] transposed, plus `bias` [N] when there is one."""
     return F.linear(x, in_rows(weight, WEIGHT_WORD, layout), bias)
 
 
 def linear_heads(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, heads: int, head_dim: int, layout: str
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, heads: int, head_dim: int, layout: str = ROWS
 ) -> torch.Tensor:
     """`linear` with its output seen as [T, heads, head_dim]."""
     return linear(x, weight, bias, layout=layout).view(len(x), heads, head_dim)
@@ -44,7 +44,7 @@ def linear_qkv(
     q_heads: int,
     kv_heads: int,
     head_dim: int,
-    layout: str,
+    layout: str = ROWS,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries [T, Hq, D], keys and values [T, Hkv, D] of `x` [T, K]; `weight` is [(Hq + 2 Hkv) D, K]."""
     joined = linear(x, weight, bias, layout=layout).view(len(x), q_heads + 2 * kv_heads, head_dim)
@@ -66,13 +66,13 @@ def gated_activation(gate: torch.Tensor, up: torch.Tensor, *, activation: str) -
     return activate(gate, activation) * up
 
 
-def linear_gated(x: torch.Tensor, weight: torch.Tensor, *, activation: str, layout: str) -> torch.Tensor:
+def linear_gated(x: torch.Tensor, weight: torch.Tensor, *, activation: str, layout: str = ROWS) -> torch.Tensor:
     """`activation(x gate^T) * (x up^T)` with `weight` [2 N, K] holding gate's rows, then up's."""
     gate, up = linear(x, weight, None, layout=layout).chunk(2, dim=-1)
     return gated_activation(gate, up, activation=activation)
 
 
-def logits(x: torch.Tensor, weight: torch.Tensor, *, softcap: float, layout: str) -> torch.Tensor:
+def logits(x: torch.Tensor, weight: torch.Tensor, *, softcap: float, layout: str = ROWS) -> torch.Tensor:
     """`x` [R, H] times `weight` [V, H] transposed, as float32; with `softcap` c > 0, `c tanh(y / c)` (Gemma 2)."""
     y = linear(x, weight, None, layout=layout)
     y = y if y.dtype == torch.float64 else y.float()

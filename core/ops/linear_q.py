@@ -69,7 +69,7 @@ def _quantised(op: OpContract, cases: CaseMaker) -> OpContract:
         offset: torch.Tensor | None,
         *rest: torch.Tensor | None,
         bits: int,
-        layout: str,
+        layout: str = ROWS,
         **attrs: Attr,
     ) -> Any:
         return with_weight(op, x, weight_for(x, codes, scale, offset, bits, layout), *rest, **attrs)
@@ -162,7 +162,8 @@ def _weight(
     scale[0] = 0
     offset = None
     if form == "int4 with offset":
-        offset = -(high / 2 + torch.randn(scale.shape, generator=rng, dtype=torch.float64)) * scale
+        # Never close to -8 scale, which no offset at all would stand for.
+        offset = -(2 + 3 * torch.rand(scale.shape, generator=rng, dtype=torch.float64)) * scale
     elif bits == 4:
         scale = torch.where(torch.rand(scale.shape, generator=rng) < 0.5, -scale, scale)
     packed = codes.to(torch.int8) if bits == 8 else pack(codes)

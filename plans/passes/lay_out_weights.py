@@ -33,8 +33,8 @@ class LayOutWeights:
         nodes: list[Node] = []
         for node in graph.nodes:
             weights = self._weights(node, parameters)
-            layout = self._layout(node.op)
-            if layout == ROWS or not weights or not all(a.stands_in_octets(v.spec) for a, v in weights):
+            layout = self._layout(node.op) if weights and node.attr("layout") == ROWS else ROWS
+            if layout == ROWS or not all(a.stands_in_octets(v.spec) for a, v in weights):
                 nodes.append(node)
                 continue
             new: dict[str, Value] = {}

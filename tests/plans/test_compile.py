@@ -64,8 +64,8 @@ def test_identities_name_the_checkpoints(tiny_model: TinyModel) -> None:
 def test_every_pass_is_seen_by_the_observer_in_order(tiny_model: TinyModel) -> None:
     seen: list[tuple[str, str]] = []
     compile_plan(tiny_model(), observe=lambda name, where, graph: seen.append((name, where)))
-    assert [name for name, where in seen if where == "target"] == list(pass_names()[:5])
-    assert [name for name, where in seen if where == "target.decode.1"] == list(pass_names()[5:])
+    assert [name for name, where in seen if where == "target"] == list(pass_names()[:6])
+    assert [name for name, where in seen if where == "target.decode.1"] == list(pass_names()[6:])
 
 
 @settings(max_examples=12)

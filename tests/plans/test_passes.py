@@ -276,7 +276,7 @@ def test_the_fusions_keep_what_a_model_means(tiny_model: TinyModel, bias: bool) 
 
 def test_a_pass_changes_nothing_the_second_time(tiny_model: TinyModel) -> None:
     graph = tiny_model().graph
-    for each in symbolic_passes(PlanOptions()):
+    for each in symbolic_passes(PlanOptions(), {}):
         graph = each.apply(graph)
         assert each.apply(graph) == graph or each.name == "lower_cache"
 
@@ -439,13 +439,14 @@ def test_scheduling_lowers_the_peak_where_it_can() -> None:
 
 
 def test_the_order_of_passes_is_the_one_that_is_shown() -> None:
-    names = [p.name for p in (*symbolic_passes(PlanOptions()), *program_passes(PlanOptions(), {}, {}, None))]
+    names = [p.name for p in (*symbolic_passes(PlanOptions(), {}), *program_passes(PlanOptions(), {}, {}, None))]
     assert names == [
         "fuse_add_norm",
         "fuse_projections",
         "lower_cache",
         "fuse_rotary_write",
         "quantise_weights",
+        "lay_out_weights",
         "specialise",
         "select_kernels",
         "schedule",

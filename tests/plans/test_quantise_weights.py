@@ -24,7 +24,7 @@ from slotwise.plans.passes.quantise_weights import QuantiseWeights
 from slotwise.plans.plan import Plan
 
 TinyModel = Callable[..., ModelSpec]
-WIDE: dict[str, Any] = {"hidden": 32, "inner": 64}
+WIDE: dict[str, Any] = {"hidden": 32, "inner": 64, "vocab": 40}
 OPTIONS = PlanOptions(capacity=40, page_size=4, max_sequences=2, prefill_chunk=20)
 
 
@@ -55,24 +55,24 @@ def plan_of(tiny_model: TinyModel, weights: str, draft: str | None = "model") ->
 def test_a_product_takes_codes_scale_and_offset_derived_from_its_weights_sources() -> None:
     g = GraphBuilder("g")
     x = g.input("x", TensorSpec(DType.BF16, ("T", 64)))
-    weight, bias = g.parameter("w", TensorSpec(DType.BF16, (5, 64)), "a.weight", "b.weight"), None
-    bias = g.parameter("w_bias", TensorSpec(DType.BF16, (5,)), "a.bias")
+    weight, bias = g.parameter("w", TensorSpec(DType.BF16, (8, 64)), "a.weight", "b.weight"), None
+    bias = g.parameter("w_bias", TensorSpec(DType.BF16, (8,)), "a.bias")
     (y,) = g.op("linear", x, weight, bias)
     graph = g.finish(y)
     assert str(QuantiseWeights("int4_zp").apply(graph)) == (
         "graph g\n"
         "  input x: bf16[T, 64]\n"
-        "  parameter w.codes: u8[5, 32] = int4_zp.codes(a.weight ++ b.weight)\n"
-        "  parameter w.scale: f16[5, 2] = int4_zp.scale(a.weight ++ b.weight)\n"
-        "  parameter w.offset: f16[5, 2] = int4_zp.offset(a.weight ++ b.weight)\n"
-        "  parameter w_bias: bf16[5] = a.bias\n"
-        "  %0: bf16[T, 5] = linear_q(x, w.codes, w.scale, w.offset, w_bias) {bits=4}\n"
+        "  parameter w.codes: u8[8, 32] = int4_zp.codes(a.weight ++ b.weight)\n"
+        "  parameter w.scale: f16[8, 2] = int4_zp.scale(a.weight ++ b.weight)\n"
+        "  parameter w.offset: f16[8, 2] = int4_zp.offset(a.weight ++ b.weight)\n"
+        "  parameter w_bias: bf16[8] = a.bias\n"
+        "  %0: bf16[T, 8] = linear_q(x, w.codes, w.scale, w.offset, w_bias) {bits=4}\n"
         "  return %0"
     )
     assert str(QuantiseWeights("int8").apply(graph)).splitlines()[2:5] == [
-        "  parameter w.codes: i8[5, 64] = int8.codes(a.weight ++ b.weight)",
-        "  parameter w.scale: f16[5, 2] = int8.scale(a.weight ++ b.weight)",
-        "  parameter w_bias: bf16[5] = a.bias",
+        "  parameter w.codes: i8[8, 64] = int8.codes(a.weight ++ b.weight)",
+        "  parameter w.scale: f16[8, 2] = int8.scale(a.weight ++ b.weight)",
+        "  parameter w_bias: bf16[8] = a.bias",
     ]
 
 
@@ -149,8 +149,10 @@ def _with_own_head(graph: Graph) -> Graph:
     return replace(graph, nodes=(*nodes, replace(last, inputs=(last.inputs[0], head))), parameters=parameters)
 
 
-def test_rows_of_no_whole_number_of_groups_are_refused_with_role_model_and_parameter(tiny_model: TinyModel) -> None:
-    with pytest.raises(PlanError, match=r"target tiny: weights='int8'.*parameter layers\.0\..*f32\[.*, 24\].*'native'"):
+def test_a_model_without_a_weight_that_can_be_quantised_is_refused_with_its_role_and_name(
+    tiny_model: TinyModel,
+) -> None:
+    with pytest.raises(PlanError, match=r"target tiny: weights='int8'.*multiple of 32.*graph tiny has none.*'native'"):
         compile_plan(tiny_model(), options=replace(OPTIONS, weights="int8"))
     narrow = tiny_model("small", hidden=32, inner=48)
     with pytest.raises(PlanError, match=r"draft small: weights='int4'.*parameter layers\.0\.mlp\.down.*f32\[32, 48\]"):
@@ -221,3 +223,10 @@ def test_a_parameter_derived_in_an_unknown_way_is_refused(tiny_model: TinyModel)
     programs = tuple(replace(p, graph=replace(p.graph, parameters=renamed(p.graph.parameters))) for p in plan.programs)
     with pytest.raises(VerificationError, match=r"weights: .*codes is derived by 'int3\.codes', which is unknown"):
         replace(plan, roles=roles, programs=programs).verify()
+
+
+def test_a_weight_that_does_not_divide_stays_native_and_the_plan_shows_it(tiny_model: TinyModel) -> None:
+    graph = QuantiseWeights("int8").apply(tiny_model(hidden=32, inner=40, vocab=40).graph)  # rows of 40 in the MLP's end
+    native = [node for node in graph.nodes if node.op == "linear"]
+    assert {node.inputs[1].spec.shape[1] for node in native if node.inputs[1] is not None} == {40}
+    assert {"linear_q", "logits_q"} <= {node.op for node in graph.nodes}
