@@ -11,7 +11,7 @@ import triton
 import triton.runtime.interpreter
 from triton.runtime.jit import JITFunction
 
-from slotwise.backends.cuda_triton import attention, embedding, graphs, linear, norm, rotary, sampling
+from slotwise.backends.cuda_triton import attention, embedding, graphs, linear, linear_q, norm, rotary, sampling
 from slotwise.core.backend import Backend
 
 
@@ -32,6 +32,7 @@ BACKEND = Backend(
         *embedding.KERNELS,
         *norm.KERNELS,
         *linear.KERNELS,
+        *linear_q.KERNELS,
         *rotary.KERNELS,
         *attention.KERNELS,
         *sampling.KERNELS,

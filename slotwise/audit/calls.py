@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from slotwise.core.backend import CallSpec
 from slotwise.core.graph import Attr
 from slotwise.core.ops import contract_of
+from slotwise.core.ops.linear_q import FLOAT_OPS
+from slotwise.core.quantise import PARTS, SCHEMES
 from slotwise.core.specs import DType, TensorSpec
 
 
@@ -101,6 +103,13 @@ def _arguments(op: str, s: Shape, t: int, dtype: DType) -> _Arguments:
     elif op == "linear_qkv":
         yield (f(t, s.hidden), f(width, s.hidden), None), heads
         yield (f(t, s.hidden), f(width, s.hidden), f(width)), heads
+    elif op in FLOAT_OPS:
+        for inputs, given in _arguments(op.removesuffix("_q"), s, t, dtype):
+            x, weight, *rest = inputs
+            assert weight is not None
+            for scheme in SCHEMES.values():
+                parts = scheme.specs(*weight.sizes())
+                yield (x, *map(parts.get, PARTS), *rest), {**given, "bits": scheme.bits}
     elif op == "gated_activation":
         yield (f(t, s.inner), f(t, s.inner)), {"activation": "silu"}
     elif op == "linear_gated":
