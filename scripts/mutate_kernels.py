@@ -50,6 +50,7 @@ TESTS = {
     "embedding.py": "embedding or take_rows",
     "norm.py": "add or norm",
     "linear.py": "linear or logits or gated or product or parts",
+    "linear_q.py": "_q or quantised",
     "rotary.py": "rotary or write_slots",
     "attention.py": "attention or write_slots or split or sequence",
     "sampling.py": "greedy or sample or accept or draws or broken",

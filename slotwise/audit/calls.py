@@ -104,10 +104,12 @@ def _arguments(op: str, s: Shape, t: int, dtype: DType) -> _Arguments:
         yield (f(t, s.hidden), f(width, s.hidden), None), heads
         yield (f(t, s.hidden), f(width, s.hidden), f(width)), heads
     elif op in FLOAT_OPS:
-        for inputs, given in _arguments(op.removesuffix("_q"), s, t, dtype):
+        # Every scheme for the first of the float op's calls, one for the others; a third model's sizes add no code.
+        schemes = tuple(SCHEMES.values()) if t != SMALL_ROWS and s in SHAPES[:2] else ()
+        for place, (inputs, given) in enumerate(_arguments(op.removesuffix("_q"), s, t, dtype)):
             x, weight, *rest = inputs
             assert weight is not None
-            for scheme in SCHEMES.values():
+            for scheme in schemes if place == 0 else schemes[:1]:
                 parts = scheme.specs(*weight.sizes())
                 yield (x, *map(parts.get, PARTS), *rest), {**given, "bits": scheme.bits}
     elif op == "gated_activation":
