@@ -106,6 +106,7 @@ class Backend:
     `unavailable()` is None where this machine can run it, else the reason and what to do. `device` is where buffers
     live (`"cpu"` or `"cuda"`). `chain`, where a backend has one, makes one launch of its own consecutive launches, to
     be run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
+    `chains_prefill` is false where that is not worth its memory for prefill programs, whose launches are few and long.
     `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 
@@ -114,6 +115,7 @@ class Backend:
     unavailable: Callable[[], str | None]
     device: str = "cpu"
     chain: Callable[[Sequence[Launch], int | None], Launch] | None = None
+    chains_prefill: bool = True
     note: str = ""
 
     def kernels_for(self, op: str) -> tuple[Kernel, ...]:

@@ -40,5 +40,6 @@ BACKEND = Backend(
     unavailable=_unavailable,
     device="cuda" if torch.cuda.is_available() else "cpu",
     chain=graphs.chain,
+    chains_prefill=False,
     note="" if torch.cuda.is_available() else "no GPU, so in Triton's interpreter: to check kernels, not for speed",
 )
