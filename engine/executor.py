@@ -21,7 +21,7 @@ from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
-from slotwise.engine.arrays import Arrays, memory_of
+from slotwise.engine.arrays import Arrays, lay_out, memory_of
 from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.plan import Plan
@@ -53,10 +53,10 @@ class Executor:
         self.plan = plan
         device = memory_of(plan)
         check_memory(plan, device)
-        self.buffers = {
-            name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch, device=device) for name, spec in plan.buffers
-        }
-        self.arrays = Arrays(self.buffers, separate=device.type != "cpu")
+        written = {name for p in plan.programs for name in output_buffers(p.kind, plan.options.acceptance)}
+        layout = lay_out(plan.buffers, written, device)
+        self.buffers = layout.buffers
+        self.arrays = Arrays(layout, separate=device.type != "cpu")
         self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=device)
         self.caches = {role.role: _caches(plan, role.role, device) for role in plan.roles}
         self.weights = {

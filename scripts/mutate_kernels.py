@@ -61,11 +61,10 @@ TESTS = {
 _READS_ALONE = "what is read beyond the end is never stored, and guard zones see writes alone"
 EQUIVALENT: dict[str, str] = {
     "linear.py:acc_up += tl.load(at + size, mask=inside, other=0.0) | a mask dropped": _READS_ALONE,
-    "linear_q.py:raw = tl.load(codes + column[None, :] * row_bytes + byte[:, None], mask=kept, other=0) | a mask dropped": (
-        "the scale is 0 there; " + _READS_ALONE
-    ),
+    "linear_q.py:raw = tl.load(codes + column[None, :] * row_bytes + byte[:, None], mask=kept, other=0)"
+    " | a mask dropped": "the scale is 0 there; " + _READS_ALONE,
 }
-"""`file:line | change` -> why no test can see it. On a GPU such a read may still fault, which compute-sanitizer shows."""
+"""`file:line | change` -> why no test can see it. On a GPU such a read may fault, which compute-sanitizer shows."""
 
 
 @dataclass(frozen=True)

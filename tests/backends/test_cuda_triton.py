@@ -199,6 +199,24 @@ def test_draws_over_many_pieces_are_those_of_the_definition() -> None:
     _check(TRITON.kernel("greedy.pieces"), Case("wide", (scores,)), DType.F32)
 
 
+@pytest.mark.parametrize("refusing", [False, True], ids=["drafts like the target's", "one token drafted too often"])
+def test_drafts_over_many_blocks_are_judged_as_defined(refusing: bool) -> None:
+    rng = torch.Generator().manual_seed(2)
+    starts = torch.tensor([0, 4, 5, 8], dtype=torch.int32)
+    target = 3 * torch.randn(8, 130, generator=rng, dtype=torch.float64)
+    target[:, 7] = target.logsumexp(-1)  # half of all draws
+    draft = target.clone()
+    if refusing:
+        draft[:, 7] += 3
+    # A sequence's last row has no draft after it: whatever stands there must not be looked at.
+    draft[starts[1:].long() - 1] = torch.randn(3, 130, generator=rng, dtype=torch.float64)
+    for seed in range(2):
+        tokens = torch.full((8,), 7, dtype=torch.int32)
+        keys = torch.arange(8) + 100 * seed, torch.arange(8, dtype=torch.int32)
+        case = Case("wide", (target, draft, tokens, starts, *keys))
+        _check(TRITON.kernel("accept_rejection.sequences"), case, DType.F32)
+
+
 def _entries() -> list[object]:
     return [
         pytest.param(name, entry, id=str(entry))
