@@ -74,6 +74,12 @@ def accepts_anything(call: CallSpec) -> str | None:
     return None
 
 
+def wants_rows(call: CallSpec) -> str | None:
+    """The answer of a kernel that takes weights row after row alone."""
+    layout = call.attrs.get("layout", ROWS)
+    return None if layout == ROWS else f"its weights must stand in rows, these stand in {layout}"
+
+
 def needs_no_workspace(call: CallSpec) -> int:
     """The answer of a kernel that needs no memory beyond its outputs."""
     return 0
@@ -107,7 +113,8 @@ class Backend:
     `unavailable()` is None where this machine can run it, else the reason and what to do. `device` is where buffers
     live (`"cpu"` or `"cuda"`). `chain`, where a backend has one, makes one launch of its own consecutive launches, to
     be run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
-    `layout` is the one (`core/layouts.py`) in which its kernels like weights to stand; all take `rows` too.
+    `layout` is the one (`core/layouts.py`) in which its kernels like weights to stand.
+    `chains_prefill` is false where that is not worth its memory for prefill programs, whose launches are few and long.
     `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 
@@ -117,6 +124,7 @@ class Backend:
     device: str = "cpu"
     chain: Callable[[Sequence[Launch], int | None], Launch] | None = None
     layout: str = ROWS
+    chains_prefill: bool = True
     note: str = ""
 
     def kernels_for(self, op: str) -> tuple[Kernel, ...]:

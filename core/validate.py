@@ -156,7 +156,13 @@ def try_case(
 
 
 def check_row_invariance(
-    kernel: Kernel, contract: OpContract, case: Case, dtype: DType, *, device: str = "cpu"
+    kernel: Kernel,
+    contract: OpContract,
+    case: Case,
+    dtype: DType,
+    *,
+    device: str = "cpu",
+    subsets: Sequence[int] = SUBSETS,
 ) -> CaseResult:
     """Whether each row of `case` gets the same bits in all rows' company, alone, and among 2, 3, 7, 8, ... 64 rows.
 
@@ -171,7 +177,7 @@ def check_row_invariance(
     if refusal is not None:
         return about.result("refused", refusal)
     known = _KnownRows(contract, inputs)
-    for rows, of_rows in _groups(contract, inputs, call.rows):
+    for rows, of_rows in _groups(contract, inputs, call.rows, subsets):
         if not kernel.is_row_invariant(len(rows)):
             continue
         part = call_of(contract, of_rows, case.attrs)
@@ -272,12 +278,14 @@ def _seconds_of(launch: Launch, device: str) -> float:
     return best
 
 
-def _groups(contract: OpContract, inputs: Tensors, rows: int) -> Iterator[tuple[list[int], Tensors]]:
+def _groups(
+    contract: OpContract, inputs: Tensors, rows: int, subsets: Sequence[int]
+) -> Iterator[tuple[list[int], Tensors]]:
     """Calls to compare: all rows as they come, single rows (16 at most, the ends included), and mixed companies."""
     yield list(range(rows)), inputs
     singles = sorted({*range(min(rows, 8)), *range(max(0, rows - 8), rows)})
     groups = [[row] for row in singles]
-    groups += [[(first + i) % rows for i in range(count)] for count in SUBSETS for first in (0, rows // 2)]
+    groups += [[(first + i) % rows for i in range(count)] for count in subsets for first in (0, rows // 2)]
     for group in groups:
         yield group, contract.inputs_of_rows(inputs, group)
 

@@ -1,13 +1,15 @@
 """The engine's arrays, where kernels may live in another memory than the engine.
 
-Owns `Arrays` and `memory_of`. What always holds: `arrays[name]` is host memory that may be read and written; what the
-host may have changed since is in the kernels' memory before a program that reads it runs, and what a program wrote is
-fetched when it is asked for, and not before. On a CPU both are one memory and nothing is copied.
+Owns `Arrays`, `lay_out` and `memory_of`. What always holds: `arrays[name]` is host memory that may be read and written;
+what the host may have changed since is in the kernels' memory before a program that reads it runs, and what a program
+wrote is fetched when it is asked for, and not before. On a CPU both are one memory and nothing is copied. Short arrays
+lie in two blocks, what programs are given and what they give, each copied as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,60 @@ import torch
 
 from slotwise.core.backend import load_backend
 from slotwise.core.errors import PlanError
+from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.plan import Plan
+
+_ALIGNMENT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Arrays that lie in one piece of memory: `offsets` in bytes, by name."""
+
+    memory: torch.Tensor
+    offsets: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Every array's tensor, and the blocks of those that programs read alone (`given`) and that they write (`results`).
+
+    Both blocks hold one-dimensional arrays: a number a row.
+    """
+
+    buffers: Mapping[str, torch.Tensor]
+    given: Block
+    results: Block
+
+
+def lay_out(specs: Iterable[tuple[str, TensorSpec]], written: Collection[str], device: torch.device) -> Layout:
+    """Zeroed arrays on `device`; programs write those in `written`."""
+    known = dict(specs)
+    short = [name for name, spec in known.items() if len(spec.sizes()) == 1]
+    blocks = [
+        _block({name: known[name] for name in short if (name in written) == is_written}, device)
+        for is_written in (False, True)
+    ]
+    buffers = {
+        name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch, device=device)
+        for name, spec in known.items()
+        if name not in short
+    }
+    for block in blocks:
+        buffers |= {name: _view(block.memory, offset, known[name]) for name, offset in block.offsets.items()}
+    return Layout(buffers, *blocks)
+
+
+def _block(specs: Mapping[str, TensorSpec], device: torch.device) -> Block:
+    offsets, size = {}, 0
+    for name, spec in specs.items():
+        offsets[name] = size
+        size += -(-spec.nbytes() // _ALIGNMENT) * _ALIGNMENT
+    return Block(torch.zeros(size, dtype=torch.uint8, device=device), offsets)
+
+
+def _view(memory: torch.Tensor, offset: int, spec: TensorSpec) -> torch.Tensor:
+    return memory[offset : offset + spec.nbytes()].view(spec.dtype.torch)
 
 
 class Arrays(Mapping[str, npt.NDArray[np.generic]]):
@@ -24,17 +79,29 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
     `separate` keeps a copy of each tensor for the host, pinned where the tensors are a GPU's.
     """
 
-    def __init__(self, buffers: Mapping[str, torch.Tensor], *, separate: bool) -> None:
-        self._buffers = buffers
+    def __init__(self, layout: Layout, *, separate: bool) -> None:
+        self._buffers = layout.buffers
         self._separate = separate
-        self._host = {name: _mirror(buffer) if separate else buffer for name, buffer in buffers.items()}
+        self._host = {name: _mirror(buffer) if separate else buffer for name, buffer in self._buffers.items()}
+        self._blocks = (layout.given, layout.results)
+        self._host_blocks = tuple(_mirror(block.memory) if separate else block.memory for block in self._blocks)
+        if separate:
+            for block, host in zip(self._blocks, self._host_blocks, strict=True):
+                for name, offset in block.offsets.items():
+                    spec = TensorSpec(DType.of(self._buffers[name]), tuple(self._buffers[name].shape))
+                    self._host[name] = _view(host, offset, spec)
         self._views = {name: host.numpy() for name, host in self._host.items()}
         self._written: set[str] = set()  # by a program, and not fetched yet
 
     def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
         if name in self._written:
-            self._host[name].copy_(self._buffers[name])
-            self._written.discard(name)
+            _, results = self._blocks
+            if name in results.offsets:
+                self._host_blocks[1].copy_(results.memory)
+                self._written.difference_update(results.offsets)
+            else:
+                self._host[name].copy_(self._buffers[name])
+                self._written.discard(name)
         return self._views[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -43,13 +110,17 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
     def __len__(self) -> int:
         return len(self._views)
 
-    def before(self, read: Iterable[str]) -> None:
+    def before(self, read: Collection[str]) -> None:
         """A program is about to read these: hand over what the host may have changed."""
-        if self._separate:
-            for name in read:
-                if name not in self._written:
-                    # Waited for: the host may write the next call's rows as soon as this returns.
-                    self._buffers[name].copy_(self._host[name])
+        if not self._separate:
+            return
+        # Copies are waited for: the host may write the next call's rows as soon as this returns.
+        given, _ = self._blocks
+        if any(name in given.offsets for name in read):
+            given.memory.copy_(self._host_blocks[0])
+        for name in read:
+            if name not in given.offsets and name not in self._written:
+                self._buffers[name].copy_(self._host[name])
 
     def after(self, written: Iterable[str]) -> None:
         """A program has been started that writes these."""

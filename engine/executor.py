@@ -21,11 +21,11 @@ from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
-from slotwise.engine.arrays import Arrays, memory_of
+from slotwise.engine.arrays import Arrays, lay_out, memory_of
 from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import SAMPLER, Program
+from slotwise.plans.program import PREFILL, SAMPLER, Program
 from slotwise.plans.rows import RowInputs
 from slotwise.plans.sampling import output_buffers
 from slotwise.plans.show import size
@@ -53,10 +53,10 @@ class Executor:
         self.plan = plan
         device = memory_of(plan)
         check_memory(plan, device)
-        self.buffers = {
-            name: torch.zeros(spec.sizes(), dtype=spec.dtype.torch, device=device) for name, spec in plan.buffers
-        }
-        self.arrays = Arrays(self.buffers, separate=device.type != "cpu")
+        written = {name for p in plan.programs for name in output_buffers(p.kind, plan.options.acceptance)}
+        layout = lay_out(plan.buffers, written, device)
+        self.buffers = layout.buffers
+        self.arrays = Arrays(layout, separate=device.type != "cpu")
         self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=device)
         self.caches = {role.role: _caches(plan, role.role, device) for role in plan.roles}
         self.weights = {
@@ -192,8 +192,11 @@ def _chained(program: Program, launches: tuple[Launch, ...], threads: int | None
     found: list[Launch] = []
     for name, run in itertools.groupby(zip(named, launches, strict=True), key=lambda pair: pair[0]):
         parts = [launch for _, launch in run]
-        chain = load_backend(name).chain
-        found += parts if chain is None else [chain(parts, threads)]
+        backend = load_backend(name)
+        if backend.chain is None or (program.kind == PREFILL and not backend.chains_prefill):
+            found += parts
+        else:
+            found.append(backend.chain(parts, threads))
     return tuple(found)
 
 
@@ -210,10 +213,12 @@ def check_memory(plan: Plan, device: torch.device | None = None) -> None:
     fixed = plan.total_bytes - sum(role.cache_bytes for role in plan.roles)
     a_page = sum(role.cache_bytes // (role.pages + 1) for role in plan.roles)
     pages = max(0, (present - fixed) // a_page - 1)
+    capacity = pages // plan.options.max_sequences * plan.target.page_size
     raise PlanError(
         f"the plan needs {size(plan.total_bytes)}, {where} {size(present)}: weights, arena and arrays take "
         f"{size(fixed)}, a page of every role {size(a_page)}, and {plan.target.pages} pages are planned; at most "
-        f"{pages} fit: set pages={pages} or less, lower capacity or max_sequences, or use a smaller dtype"
+        f"{pages} fit, a capacity of {capacity} for each of {plan.options.max_sequences} sequences: set pages={pages} "
+        "or less, lower capacity or max_sequences, or use a smaller dtype"
     )
 
 

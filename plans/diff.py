@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import fields
 
+from slotwise.core.graph import Parameter
 from slotwise.core.layouts import ROWS
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
@@ -74,12 +75,15 @@ def _roles(left: Plan, right: Plan) -> list[str]:
     return rows
 
 
+def _held(parameter: Parameter) -> str:
+    """How a parameter is held: `int8.codes i8 in octets`."""
+    layout = "" if parameter.layout == ROWS else f" in {parameter.layout}"
+    return f"{parameter.derive or 'as stored'} {parameter.value.spec.dtype.value}{layout}"
+
+
 def _role_fields(role: RolePlan) -> dict[str, str]:
     names = [field.name for field in fields(role) if field.name not in ("role", "model", "parameters", "caches")]
-    kinds = Counter(
-        f"{p.derive or 'as stored'} {p.value.spec.dtype.value}{'' if p.layout == ROWS else f' in {p.layout}'}"
-        for p in role.parameters
-    )
+    kinds = Counter(_held(parameter) for parameter in role.parameters)
     held = ", ".join(f"{kind} x{count}" for kind, count in sorted(kinds.items()))
     return {name: str(getattr(role, name)) for name in names} | {"dtype": role.dtype.value, "parameters": held}
 

@@ -11,7 +11,7 @@ import triton
 import triton.runtime.interpreter
 from triton.runtime.jit import JITFunction
 
-from slotwise.backends.cuda_triton import attention, embedding, graphs, linear, norm, rotary, sampling
+from slotwise.backends.cuda_triton import attention, embedding, graphs, linear, linear_q, norm, rotary, sampling
 from slotwise.core.backend import Backend
 
 
@@ -32,6 +32,7 @@ BACKEND = Backend(
         *embedding.KERNELS,
         *norm.KERNELS,
         *linear.KERNELS,
+        *linear_q.KERNELS,
         *rotary.KERNELS,
         *attention.KERNELS,
         *sampling.KERNELS,
@@ -39,5 +40,6 @@ BACKEND = Backend(
     unavailable=_unavailable,
     device="cuda" if torch.cuda.is_available() else "cpu",
     chain=graphs.chain,
+    chains_prefill=False,
     note="" if torch.cuda.is_available() else "no GPU, so in Triton's interpreter: to check kernels, not for speed",
 )

@@ -26,6 +26,8 @@ _POINTERS = {
     DType.BF16: "*bf16",
     DType.I64: "*i64",
     DType.I32: "*i32",
+    DType.I8: "*i8",
+    DType.U8: "*u8",
     DType.BOOL: "*i1",
 }
 _ALIGNED = [["tt.divisibility", 16]]

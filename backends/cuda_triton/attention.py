@@ -27,8 +27,9 @@ SPLIT = 256
 MOST_SPLITS = 32
 """A longer page table gets longer splits."""
 
-BLOCK_N = 64
-"""Keys that the decode side visits at a time: not in the table of configurations, as it decides the order of sums."""
+BLOCK_N = {2: 64, 4: 16}
+"""Bytes of an element -> keys that the decode side visits at a time: not in the table of configurations, as it decides
+the order of sums. f32 is multiplied without tensor cores, and more keys than 16 would not fit the registers."""
 
 
 @triton.jit
@@ -206,7 +207,7 @@ def _attend(call: CallSpec, generation: str, table: str, splits: int, parts: dic
     chosen = configure(table, generation, **facts)
     tile = max(chosen.block["BLOCK_M"], triton.next_power_of_2(group))
     constants: dict[str, int | float | str | bool] = {
-        **({"BLOCK_N": BLOCK_N} if table == "attention_split" else {}),
+        **({"BLOCK_N": BLOCK_N[call.dtype.itemsize]} if table == "attention_split" else {}),
         "Q_HEADS": dims["Hq"],
         "KV_HEADS": dims["Hkv"],
         "HEAD_DIM": dims["D"],
@@ -240,7 +241,7 @@ def _write(call: CallSpec, generation: str) -> tuple[Step, ...]:
     dims = _dims(call)
     width = dims["Hkv"] * dims["D"]
     constants = {"WIDTH": triton.next_power_of_2(width)}
-    return (Step(write, (dims["T"],), configure("write_slots", generation), {"width": width}, constants),)
+    return (Step(write, (dims["T"],), configure("write_slots", generation, width=width), {"width": width}, constants),)
 
 
 def _refuses(call: CallSpec) -> str | None:

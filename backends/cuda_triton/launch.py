@@ -17,7 +17,7 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from slotwise.backends.cuda_triton.configurations import INTERPRETER, Configuration, generation_of
-from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
+from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors, wants_rows
 from slotwise.core.graph import Attr
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType, TensorSpec
@@ -82,7 +82,7 @@ def triton_kernel(
     def why_not(call: CallSpec) -> str | None:
         if call.dtype not in FLOATS:
             return f"it computes in f32, f16 or bf16, not in {call.dtype.value}"
-        return None if refuses is None else refuses(call)
+        return wants_rows(call) or (None if refuses is None else refuses(call))
 
     bind = functools.partial(_bind, op, steps)
     kernel = Kernel(op, f"{op}.{kind}", bind, why_not, invariant_rows, workspace or (lambda _: 0))

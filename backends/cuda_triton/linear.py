@@ -182,11 +182,11 @@ _OUTPUTS = {
 _MODES = {"linear_qkv": QKV, "linear_gated": GATED, "logits": LOGITS}
 
 
-def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
-    rows, outputs, inner = _sizes(call)
-    parts = parts_of(outputs, inner) if kind == "rows" else 1
-    mode = _MODES.get(call.op, PLAIN)
-    biased = len(call.inputs) == 3 and call.inputs[2] is not None
+def finishing(
+    call: CallSpec, op: str, rows: int, outputs: int, parts: int
+) -> tuple[dict[str, int | float], dict[str, int | float | str | bool], dict[str, str | Scratch | None]]:
+    """What `finish` and `add_parts` are given for a call that means `op`: numbers, constants and tensors."""
+    biased = call.contract.inputs[-1].name == "bias" and call.inputs[-1] is not None
     softcap = float(call.attrs.get("softcap", 0.0))
     head_dim = int(call.attrs.get("head_dim", 1))
     numbers: dict[str, int | float] = {
@@ -197,17 +197,24 @@ def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
         "softcap": softcap or 1.0,
     }
     constants: dict[str, int | float | str | bool] = {
-        "MODE": mode,
+        "MODE": _MODES.get(op, PLAIN),
         "BIASED": biased,
         "CAPPED": softcap > 0,
         "ACTIVATION": str(call.attrs.get("activation", "")),
         "PARTS": parts,
     }
-    out, second, third = _OUTPUTS[call.op]
+    out, second, third = _OUTPUTS[op]
     tensors: dict[str, str | Scratch | None] = {"out": out, "second": second, "third": third}
     tensors |= {"partial": Scratch(0, DType.F32) if parts > 1 else None} | ({} if biased else {"bias": None})
+    return numbers, constants, tensors
+
+
+def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
+    rows, outputs, inner = _sizes(call)
+    parts = parts_of(outputs, inner) if kind == "rows" else 1
+    numbers, constants, tensors = finishing(call, call.op, rows, outputs, parts)
     facts = {"rows": rows, "outputs": outputs, "itemsize": call.dtype.itemsize}
-    chosen = configure(f"{'gated' if mode == GATED else 'linear'}_{kind}", generation, **facts)
+    chosen = configure(f"{'gated' if call.op == 'linear_gated' else 'linear'}_{kind}", generation, **facts)
     block = chosen.block
     grid = (triton.cdiv(rows, block["BLOCK_M"]), triton.cdiv(outputs, block["BLOCK_N"]), parts)
     size = triton.cdiv(triton.cdiv(inner, parts), PART_UNIT) * PART_UNIT
@@ -233,7 +240,8 @@ def _gate(call: CallSpec, generation: str) -> tuple[Step, ...]:
     return (Step(gate_elements, grid, chosen, {"count": count}, {"ACTIVATION": str(call.attrs["activation"])}),)
 
 
-def _refuses(call: CallSpec) -> str | None:
+def refuses(call: CallSpec) -> str | None:
+    """Why a product is not taken: an activation that `activate` does not know."""
     activation = call.attrs.get("activation")
     if activation is not None and activation not in ACTIVATIONS:
         return f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -242,12 +250,12 @@ def _refuses(call: CallSpec) -> str | None:
 
 def _pair(op: str) -> tuple[Kernel, Kernel]:
     return (
-        triton_kernel(op, "rows", lambda c, g: _steps(c, g, "rows"), refuses=_refuses, workspace=_workspace),
-        triton_kernel(op, "tiles", lambda c, g: _steps(c, g, "tiles"), refuses=_refuses, invariant_rows=0),
+        triton_kernel(op, "rows", lambda c, g: _steps(c, g, "rows"), refuses=refuses, workspace=_workspace),
+        triton_kernel(op, "tiles", lambda c, g: _steps(c, g, "tiles"), refuses=refuses, invariant_rows=0),
     )
 
 
 KERNELS = (
     *(kernel for op in _OUTPUTS for kernel in _pair(op)),
-    triton_kernel("gated_activation", "flat", _gate, refuses=_refuses),
+    triton_kernel("gated_activation", "flat", _gate, refuses=refuses),
 )

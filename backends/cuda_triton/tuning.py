@@ -20,11 +20,17 @@ import torch
 from triton.testing import do_bench
 
 from slotwise.backends.cuda_triton import linear as kernels_of_linear
+from slotwise.backends.cuda_triton import linear_q as kernels_of_linear_q
 from slotwise.backends.cuda_triton.configurations import Configuration, entries, generation_of
 from slotwise.core.backend import Kernel
 from slotwise.core.errors import BackendError, nearest
+from slotwise.core.graph import Attr
+from slotwise.core.ops.linear_q import FLOAT_OPS
+from slotwise.core.quantise import GROUP, dequantise, quantise
 
-linear: Any = kernels_of_linear  # the tuner forces a configuration where that module would choose one
+# The tuner forces a configuration where these modules would choose one.
+linear: Any = kernels_of_linear
+linear_q: Any = kernels_of_linear_q
 
 MARGIN = 0.03
 """A candidate must be faster by this share: less is noise."""
@@ -34,12 +40,17 @@ TUNED: Mapping[str, tuple[str, str]] = {
     "linear_tiles": ("linear", "tiles"),
     "gated_rows": ("linear_gated", "rows"),
     "gated_tiles": ("linear_gated", "tiles"),
+    "linear_q_rows": ("linear_q", "rows"),
+    "linear_q_tiles": ("linear_q", "tiles"),
+    "gated_q_rows": ("linear_gated_q", "rows"),
+    "gated_q_tiles": ("linear_gated_q", "tiles"),
 }
 """Tables that are tuned -> the op and kind measured for them."""
 
 INNER, OUTPUTS = 4096, 4096
 _ROWS_OF_TILES = 256
 _DECODE_BLOCK_M = (16, 32)
+_BITS = 8  # of the quantised weights that are measured; one table serves both kinds
 Measure = Callable[[str, Configuration], float]
 """(table, configuration) -> seconds, infinite when it does not run."""
 
@@ -58,7 +69,7 @@ def candidates(table: str, entry: Configuration) -> Iterator[Configuration]:
 def _around(table: str, name: str, size: int) -> tuple[int, ...]:
     if name == "BLOCK_M" and table.endswith("_rows"):
         return (size,) if size in _DECODE_BLOCK_M else _DECODE_BLOCK_M
-    low = 16
+    low = GROUP if name == "BLOCK" else 16  # of codes, a block holds whole groups
     return tuple(found for found in (size // 2, size, size * 2) if low <= found <= 512)
 
 
@@ -97,9 +108,12 @@ def _seconds(generation: str, table: str, configuration: Configuration) -> float
         op, kind, configuration.limits.get("rows"), configuration.limits.get("itemsize", 4)
     )
     out = torch.empty_like(expected)
-    attrs = {"activation": "silu"} if op == "linear_gated" else {}
+    attrs: dict[str, Attr] = {"activation": "silu"} if op.startswith("linear_gated") else {}
+    attrs |= {"bits": _BITS} if op in FLOAT_OPS else {}
     choose = linear.configure
-    linear.configure = lambda name, *_, **facts: configuration if name == table else choose(name, generation, **facts)
+    linear.configure = linear_q.configure = lambda name, *_, **facts: (
+        configuration if name == table else choose(name, generation, **facts)
+    )
     try:
         scratch = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
         launch = kernel.bind(inputs, (out,), attrs, scratch)
@@ -110,7 +124,7 @@ def _seconds(generation: str, table: str, configuration: Configuration) -> float
     except Exception:  # too much shared memory or registers, or a shape that Triton cannot compile: not a candidate
         return float("inf")
     finally:
-        linear.configure = choose
+        linear.configure = linear_q.configure = choose
 
 
 @functools.cache
@@ -118,18 +132,23 @@ def _problem(
     op: str, kind: str, rows: int | None, itemsize: int
 ) -> tuple[Kernel, tuple[torch.Tensor | None, ...], torch.Tensor]:
     """The kernel, a call of the size that the entry is for, and the right result."""
-    kernel = next(k for k in linear.KERNELS if k.name == f"{op}.{kind}")
+    kernel = next(k for k in (*linear.KERNELS, *linear_q.KERNELS) if k.name == f"{op}.{kind}")
     count = rows or (_ROWS_OF_TILES if kind == "tiles" else 64)
     dtype = torch.bfloat16 if itemsize == 2 else torch.float32
     rng = torch.Generator("cuda").manual_seed(0)
     x = torch.randn(count, INNER, generator=rng, device="cuda", dtype=dtype)
-    kinds = 2 if op == "linear_gated" else 1
+    kinds = 2 if op.startswith("linear_gated") else 1
     weight = torch.randn(kinds * OUTPUTS, INNER, generator=rng, device="cuda", dtype=dtype) / INNER**0.5
+    operands: tuple[torch.Tensor | None, ...] = (weight,)
+    if op in FLOAT_OPS:
+        codes, scale, _ = quantise(weight.cpu(), f"int{_BITS}")
+        operands = codes.cuda(), scale.cuda(), None
+        weight = dequantise(codes, scale, None, bits=_BITS).cuda()
     product = torch.nn.functional.linear(x.float(), weight.float())
     if kinds == 2:
         gate, up = product.chunk(2, dim=-1)
-        return kernel, (x, weight), (torch.nn.functional.silu(gate) * up).to(dtype)
-    return kernel, (x, weight, None), product.to(dtype)
+        return kernel, (x, *operands), (torch.nn.functional.silu(gate) * up).to(dtype)
+    return kernel, (x, *operands, None), product.to(dtype)
 
 
 def write_table(path: Path, table: Mapping[str, Mapping[str, Sequence[Configuration]]]) -> None:

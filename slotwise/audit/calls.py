@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from slotwise.core.backend import CallSpec
 from slotwise.core.graph import Attr
 from slotwise.core.ops import contract_of
+from slotwise.core.ops.linear_q import FLOAT_OPS
+from slotwise.core.quantise import PARTS, SCHEMES
 from slotwise.core.specs import DType, TensorSpec
 
 
@@ -101,6 +103,15 @@ def _arguments(op: str, s: Shape, t: int, dtype: DType) -> _Arguments:
     elif op == "linear_qkv":
         yield (f(t, s.hidden), f(width, s.hidden), None), heads
         yield (f(t, s.hidden), f(width, s.hidden), f(width)), heads
+    elif op in FLOAT_OPS:
+        # Every scheme for the first of the float op's calls, one for the others; a third model's sizes add no code.
+        schemes = tuple(SCHEMES.values()) if t != SMALL_ROWS and s in SHAPES[:2] else ()
+        for place, (inputs, given) in enumerate(_arguments(op.removesuffix("_q"), s, t, dtype)):
+            x, weight, *rest = inputs
+            assert weight is not None
+            for scheme in schemes if place == 0 else schemes[:1]:
+                parts = scheme.specs(*weight.sizes())
+                yield (x, *map(parts.get, PARTS), *rest), {**given, "bits": scheme.bits}
     elif op == "gated_activation":
         yield (f(t, s.inner), f(t, s.inner)), {"activation": "silu"}
     elif op == "linear_gated":
@@ -117,9 +128,12 @@ def _arguments(op: str, s: Shape, t: int, dtype: DType) -> _Arguments:
         yield (kv, kv, cache, cache, i32(t)), {"layer": 0}
     elif op == "attention":
         attrs: dict[str, Attr] = {"layer": 0, "page_size": PAGE_SIZE, "scale": s.head_dim**-0.5}
+        # A table of configurations looks at no number of rows here; one row, and rows with a window, are other code.
         inputs = (q, cache, cache, i32(t + 1), i32(t), i32(t, PAGES))
-        yield inputs, attrs
-        yield inputs, {**attrs, "window": 1024, "softcap": 50.0}
+        if t in (1, max(ROWS)):
+            yield inputs, attrs
+        else:
+            yield inputs, {**attrs, "window": 1024, "softcap": 50.0}
     elif op == "filter_logits":
         yield (f32(t, s.vocab), f32(t), i32(t), f32(t), f32(t)), {}
     elif op == "greedy":

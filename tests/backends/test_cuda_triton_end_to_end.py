@@ -31,7 +31,7 @@ def load(stories: Path, stories_draft: Path) -> Load:
                 speculate=3,
                 max_sequences=3,
                 decode_rows=12,
-                prefill_chunk=16,
+                prefill_chunk=8,
                 threads=1,
             )
         return loaded[backend, drafts]

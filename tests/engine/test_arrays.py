@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slotwise.core.backend import load_backend
 from slotwise.core.errors import PlanError
+from slotwise.core.specs import DType, TensorSpec
 from slotwise.engine import executor as executor_module
-from slotwise.engine.arrays import Arrays, memory_of
+from slotwise.engine.arrays import Arrays, Layout, lay_out, memory_of
 
 from .tiny import DraftChoice, outcome, prompt_of, request, run, tiny_engine, tiny_model
 
@@ -22,10 +25,74 @@ DRAFTS: dict[str, DraftChoice] = {"none": None, "ngram": "ngram", "model": MODEL
 class Apart(Arrays):
     """The copying of a GPU's memory, between two places on the CPU."""
 
-    def __init__(self, buffers: Mapping[str, torch.Tensor], *, separate: bool) -> None:
-        super().__init__(buffers, separate=True)
+    def __init__(self, layout: Layout, *, separate: bool) -> None:
+        super().__init__(layout, separate=True)
         for name, view in self._views.items():
-            assert view.ctypes.data != buffers[name].data_ptr() or not view.size, name
+            assert view.ctypes.data != layout.buffers[name].data_ptr() or not view.size, name
+
+
+def _laid_out(written: tuple[str, ...] = ()) -> Layout:
+    specs = {
+        "logits": TensorSpec(DType.F32, (2, 3)),
+        "positions": TensorSpec(DType.I32, (2,)),
+        "seed": TensorSpec(DType.I64, (3,)),
+        "sampled": TensorSpec(DType.I32, (2,)),
+        "ok": TensorSpec(DType.BOOL, (2,)),
+    }
+    return lay_out(specs.items(), written, torch.device("cpu"))
+
+
+class Copies(TorchDispatchMode):
+    """Counts tensors copied into others."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "copy_" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("sampling", "handed_over"), [({}, 2), ({"temperature": 0.8}, 3)])
+def test_a_decode_step_fetches_once_and_hands_over_what_is_short_at_once(
+    monkeypatch: pytest.MonkeyPatch, sampling: dict[str, float], handed_over: int
+) -> None:
+    monkeypatch.setattr(executor_module, "Arrays", Apart)
+    engine = tiny_engine(MODEL, None)
+    sequences = [engine.add(request(prompt_of(4, n), 9, logprobs=None, **sampling)) for n in range(3)]
+    while any(s.state != "decode" for s in sequences):
+        engine.step()
+    for key, bound in engine.executor._launches.items():
+        engine.executor._launches[key] = tuple(lambda: None for _ in bound)  # kernels of the reference copy too
+    engine.executor.buffers["ok"].fill_(True)
+    with Copies() as copies:
+        engine.step()
+    # For the model its rows and the page table, for the sampler its controls; back come the tokens with their `ok`.
+    assert copies.count == handed_over + 1
+
+
+def test_arrays_of_a_block_do_not_overlap_and_are_aligned() -> None:
+    layout = _laid_out(("logits", "sampled", "ok"))
+    assert set(layout.given.offsets) == {"positions", "seed"}
+    assert set(layout.results.offsets) == {"sampled", "ok"}
+    spans = sorted((b.data_ptr(), b.data_ptr() + b.numel() * b.element_size()) for b in layout.buffers.values())
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+    for block in (layout.given, layout.results):
+        assert all(offset % 256 == 0 for offset in block.offsets.values())
+
+
+def test_results_are_fetched_together_and_what_is_given_is_handed_over_together() -> None:
+    layout = _laid_out(("logits", "sampled", "ok"))
+    arrays = Arrays(layout, separate=True)
+    arrays["positions"][:] = [3, 4]
+    arrays["seed"][:] = [5, 6, 7]
+    arrays.before(["positions"])
+    assert layout.buffers["positions"].tolist() == [3, 4]
+    assert layout.buffers["seed"].tolist() == [5, 6, 7]
+    layout.buffers["sampled"].copy_(torch.tensor([8, 9]))
+    layout.buffers["ok"].fill_(True)
+    arrays.after(["sampled", "ok"])
+    assert arrays["sampled"].tolist() == [8, 9]
+    assert arrays._host["ok"].tolist() == [True, True]
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
@@ -48,8 +115,8 @@ def test_tokens_do_not_depend_on_where_kernels_keep_their_tensors(
 
 
 def test_what_a_program_wrote_is_fetched_when_it_is_asked_for_and_not_before() -> None:
-    buffers = {"logits": torch.zeros(2, 3)}
-    arrays = Arrays(buffers, separate=True)
+    layout = _laid_out(("logits",))
+    buffers, arrays = layout.buffers, Arrays(layout, separate=True)
     buffers["logits"].fill_(5.0)
     arrays.after(["logits"])
     assert arrays._host["logits"].eq(0).all()
@@ -57,8 +124,8 @@ def test_what_a_program_wrote_is_fetched_when_it_is_asked_for_and_not_before() -
 
 
 def test_what_the_host_did_not_touch_is_not_handed_back_over_what_a_program_wrote() -> None:
-    buffers = {"logits": torch.zeros(2, 3)}
-    arrays = Arrays(buffers, separate=True)
+    layout = _laid_out(("logits",))
+    buffers, arrays = layout.buffers, Arrays(layout, separate=True)
     buffers["logits"].fill_(5.0)
     arrays.after(["logits"])
     arrays.before(["logits"])

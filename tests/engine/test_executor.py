@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slotwise.core.backend import Launch
 from slotwise.core.errors import PlanError
 from slotwise.engine.engine import Engine
-from slotwise.engine.executor import Executor
-from slotwise.plans.program import TARGET
+from slotwise.engine.executor import Executor, check_memory
+from slotwise.plans.options import PlanOptions
+from slotwise.plans.plan import Plan
+from slotwise.plans.program import PREFILL, TARGET
 
-from .tiny import DraftChoice, TinyWeights, finish, outcome, prompt_of, request, run, tiny_engine, tiny_model
+from . import tiny
+from .tiny import DraftChoice, TinyWeights, alone, finish, outcome, prompt_of, request, run, tiny_engine, tiny_model
 
 MODEL = tiny_model(1, layers=2)
 DRAFTS: dict[str, DraftChoice] = {"none": None, "ngram": "ngram", "model": MODEL.draft(0.05)}
@@ -65,6 +70,78 @@ def test_the_watch_sees_a_tensor_being_made() -> None:
     with Watch() as watch:
         torch.zeros(3)
     assert watch.calls
+
+
+UNEVEN = tiny.uneven()
+
+
+class Captures:
+    """A backend that makes one launch of many, as CUDA graphs do, and counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, chains_prefill: bool) -> None:
+        self.sizes: list[int] = []
+        self.replays = 0
+        monkeypatch.setattr(
+            tiny, "uneven", lambda: dataclasses.replace(UNEVEN, chain=self._chain, chains_prefill=chains_prefill)
+        )
+
+    def _chain(self, launches: Sequence[Launch], threads: int | None) -> Launch:
+        self.sizes.append(len(launches))
+
+        def replay() -> None:
+            self.replays += 1
+            for launch in launches:
+                launch()
+
+        return replay
+
+
+@pytest.mark.parametrize("chains_prefill", [False, True])
+def test_every_program_is_captured_whole_at_load_but_prefill_where_a_backend_runs_that_eagerly(
+    monkeypatch: pytest.MonkeyPatch, chains_prefill: bool
+) -> None:
+    captures = Captures(monkeypatch, chains_prefill=chains_prefill)
+    engine = tiny_engine(MODEL, DRAFTS["model"])
+    wanted = [p for p in engine.executor.plan.programs if chains_prefill or p.kind != PREFILL]
+    assert captures.sizes == [len(p.graph.nodes) for p in wanted]
+    assert len(wanted) < len(engine.executor.plan.programs) or chains_prefill
+    run(engine, [request(prompt_of(9), 5)])
+    assert captures.sizes == [len(p.graph.nodes) for p in wanted], "nothing is captured after load"
+
+
+@pytest.mark.parametrize(("draft", "width"), [("none", 0), ("model", 3)])
+def test_a_captured_decode_step_replays_each_program_once(
+    monkeypatch: pytest.MonkeyPatch, draft: str, width: int
+) -> None:
+    captures = Captures(monkeypatch, chains_prefill=False)
+    engine = tiny_engine(MODEL, DRAFTS[draft], adaptive=False, speculate=3)
+    wanted = [request(prompt_of(5, n), 12) for n in range(2)]
+    sequences = [engine.add(each) for each in wanted]
+    while any(s.state != "decode" for s in sequences):
+        engine.step()
+    before, launches = captures.replays, engine.executor.launches_run
+    engine.step()
+    # The target's program and the sampler's; with drafts also acceptance, and two for each draft.
+    assert captures.replays - before == (2 if not width else 3 + 2 * width)
+    assert engine.executor.launches_run - launches == captures.replays - before
+    finish(engine)
+    assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, each)) for each in wanted]
+
+
+def test_a_plan_beyond_a_gpus_free_memory_names_the_pages_and_the_capacity_that_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def planned(pages: int) -> Plan:
+        options = PlanOptions(pages=pages, page_size=3, capacity=60, max_sequences=40, decode_rows=8)
+        return tiny.tiny_plan(MODEL.spec, None, options)
+
+    free = planned(100).total_bytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    device = torch.device("cuda")
+    check_memory(planned(100), device)
+    with pytest.raises(PlanError, match=r"a GPU has free .* at most 100 fit, a capacity of 6 for each of 40 sequences"):
+        check_memory(planned(101), device)
 
 
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
