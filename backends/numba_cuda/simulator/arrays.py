@@ -14,6 +14,9 @@ import numpy as np
 from .faults import BadLaunch, UnsupportedKernel
 from .races import Shadow
 
+NOWHERE: Any = np.int64(0)
+"""Where an array starts that begins with its memory."""
+
 
 class Array:
     """One array, the same for all threads or with a part for each block or thread.
@@ -28,7 +31,14 @@ class Array:
     )  # fmt: skip
 
     def __init__(
-        self, name: str, kind: str, flat: Any, shape: tuple[int, ...], strides: tuple[int, ...], start: Any, address: int
+        self,
+        name: str,
+        kind: str,
+        flat: Any,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...],
+        start: Any,
+        address: int,
     ) -> None:
         self.name, self.kind, self.flat, self.shape, self.strides, self.start = name, kind, flat, shape, strides, start
         self.dtype, self.itemsize, self.address = flat.dtype, flat.dtype.itemsize, address
@@ -58,7 +68,7 @@ class Array:
     def part_of(self, first: int, count: int) -> Array:
         """A slice of a one-dimensional array."""
         made = Array(
-            self.name, self.kind, self.flat, (count,), self.strides, self.start + first * self.strides[0],
+            self.name, self.kind, self.flat, (count,), self.strides, self.start + np.int64(first * self.strides[0]),
             self.address + first * self.strides[0] * self.itemsize,
         )  # fmt: skip
         made.records, made.records_at, made.part = self.records, self.records_at, self.part
@@ -78,37 +88,39 @@ def global_array(name: str, value: Any, kind: str = "global") -> Array:
         raise BadLaunch(f"argument {name} has dtype {data.dtype}; numbers and booleans are known here (bf16 as uint16)")
     strides = tuple(stride // data.itemsize for stride in data.strides)
     if data.size and (any(s % data.itemsize for s in data.strides) or min(strides, default=0) < 0):
-        raise BadLaunch(f"argument {name} has strides {data.strides}; whole positive numbers of elements are known here")
+        raise BadLaunch(
+            f"argument {name} has strides {data.strides}; whole positive numbers of elements are known here"
+        )
     extent = 1 + sum((n - 1) * s for n, s in zip(data.shape, strides, strict=True)) if data.size else 0
     flat = np.lib.stride_tricks.as_strided(data, (extent,), (data.itemsize,))
-    return Array(name, kind, flat, data.shape, strides, 0, data.__array_interface__["data"][0])
+    return Array(name, kind, flat, data.shape, strides, NOWHERE, data.__array_interface__["data"][0])
 
 
-def share_records(arrays: list[Array], written: set[str]) -> None:
+def share_records(arrays: list[Array], written: set[str], block_bits: int) -> None:
     """Gives arrays that a kernel writes, and those that overlap them in memory, their records.
 
-    Arrays that are only read, and whose memory is not written through another, need none.
+    `block_bits` is `Launch.block_bits`. Arrays that are only read, and whose memory is not written through another, need none.
     """
     spans = sorted((a for a in arrays if a.flat.size), key=lambda a: a.address)
     group: list[Array] = []
     end = -1
     for array in [*spans, None]:
         if array is None or array.address >= end:
-            _records_of(group, end, written)
+            _records_of(group, end, written, block_bits)
             group = []
         if array is not None:
             group.append(array)
             end = max(end, array.address + array.flat.size * array.itemsize)
 
 
-def _records_of(group: list[Array], end: int, written: set[str]) -> None:
+def _records_of(group: list[Array], end: int, written: set[str], block_bits: int) -> None:
     if not any(array.name in written for array in group):
         for array in group:
             array.records = None
         return
     first = group[0].address
     unit = math.gcd(*(a.itemsize for a in group), *(a.address - first for a in group))
-    records = Shadow((end - first) // unit, unit, shared=False)
+    records = Shadow((end - first) // unit, unit, block_bits)
     for array in group:
         array.records, array.records_at = records, array.address - first
 

@@ -52,7 +52,7 @@ class EndlessLoop(Fault):
 
 _SITES: list[tuple[str, str, int]] = [("", "", 0)]
 _NUMBERS: dict[tuple[str, str, int], int] = {}
-SITE_LIMIT = 1 << 16
+SITE_BITS = 14
 
 
 def site_number(file: str, function: str, line: int) -> int:
@@ -61,8 +61,8 @@ def site_number(file: str, function: str, line: int) -> int:
     if key not in _NUMBERS:
         _NUMBERS[key] = len(_SITES)
         _SITES.append(key)
-        if len(_SITES) > SITE_LIMIT:
-            raise UnsupportedKernel(f"kernels of more than {SITE_LIMIT} source lines in one process")
+        if len(_SITES) > 1 << SITE_BITS:
+            raise UnsupportedKernel(f"kernels of more than {1 << SITE_BITS} source lines in one process")
     return _NUMBERS[key]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from . import memory
 from .arrays import Array
 from .faults import DivergentWarp, UnsupportedKernel, site_text
 from .threads import WARP, Threads
@@ -32,20 +33,20 @@ class Active:
         """`array[index]`; a number as index is flat."""
         self._check_readable(array)
         places = self._places(array, index)
-        found = self._threads.fetch(array, places, self._lanes, self._site)
+        found = memory.fetch(self._threads, array, places, self._lanes, self._site)
         return np.broadcast_to(found, self._flat_shape).reshape(self.shape)
 
     def store(self, array: Array, index: Any, value: Any) -> None:
         """`array[index] = value`."""
         self._check_writable(array)
         places = np.broadcast_to(self._places(array, index), self._flat_shape)
-        self._threads.put(array, places, self._flat(value), self._lanes, self._site)
+        memory.put(self._threads, array, places, self._flat(value), self._lanes, self._site)
 
     def load_vector(self, array: Array, index: Any, count: int) -> tuple[Any, ...]:
         """`count` elements that lie side by side from `index` on, read as one wide access."""
         self._check_readable(array)
         places = self._vector(array, index, count)
-        found = self._threads.fetch(array, places, self._lanes, self._site)
+        found = memory.fetch(self._threads, array, places, self._lanes, self._site)
         return tuple(np.ascontiguousarray(found[:, i]).reshape(self.shape) for i in range(count))
 
     def store_vector(self, array: Array, index: Any, values: Sequence[Any]) -> None:
@@ -53,7 +54,7 @@ class Active:
         self._check_writable(array)
         places = self._vector(array, index, len(values))
         columns = np.stack([np.broadcast_to(self._flat(value), self._flat_shape) for value in values], 1)
-        self._threads.put(array, places, columns, self._lanes, self._site)
+        memory.put(self._threads, array, places, columns, self._lanes, self._site)
 
     @property
     def _flat_shape(self) -> tuple[int]:
@@ -64,18 +65,18 @@ class Active:
 
     def _places(self, array: Array, index: Any) -> Any:
         parts = tuple(map(self._flat, index)) if isinstance(index, tuple) else (self._flat(index),)
-        return self._threads.places(array, parts, self._lanes, self._site)
+        return memory.places(self._threads, array, parts, self._lanes, self._site)
 
     def _vector(self, array: Array, index: Any, count: int) -> Any:
         parts = tuple(map(self._flat, index)) if isinstance(index, tuple) else (self._flat(index),)
-        first = np.broadcast_to(self._threads.places(array, parts, self._lanes, self._site), self._flat_shape)
+        first = np.broadcast_to(memory.places(self._threads, array, parts, self._lanes, self._site), self._flat_shape)
         step = array.strides[-1]
         if count > 1:
             last = (*parts[:-1], parts[-1] + (count - 1))
-            self._threads.places(array, last, self._lanes, self._site)
+            memory.places(self._threads, array, last, self._lanes, self._site)
             if array.kind != "local" and step != 1:
                 raise UnsupportedKernel(f"a wide access to {array.name}, whose elements do not lie side by side")
-        self._threads.check_aligned(array, first, count * array.itemsize, self._lanes, self._site)
+        memory.check_aligned(self._threads, array, first, count * array.itemsize, self._lanes, self._site)
         return first[:, None] + np.arange(count) * step
 
     def _check_readable(self, array: Array) -> None:
@@ -95,14 +96,12 @@ class Active:
 class Intrinsic:
     """A declared intrinsic. `run(threads, site, *arguments)` is its simulated side."""
 
-    def __init__(
-        self, simulated: Callable[..., Any], numba: Callable[[], Any], memory: str, warp: bool
-    ) -> None:
-        if set(memory) - set("rw"):
-            raise UnsupportedKernel(f"{simulated.__name__}: memory={memory!r}; it is 'r', 'w', 'rw' or ''")
-        self.simulated, self._numba, self._warp, self._memory = simulated, numba, warp, memory
+    def __init__(self, simulated: Callable[..., Any], numba: Callable[[], Any], touches: str, warp: bool) -> None:
+        if set(touches) - set("rw"):
+            raise UnsupportedKernel(f"{simulated.__name__}: memory={touches!r}; it is 'r', 'w', 'rw' or ''")
+        self.simulated, self._numba, self._warp, self._touches = simulated, numba, warp, touches
         self.parameters = list(inspect.signature(simulated).parameters)[1:]
-        self.writes = _stored_to(simulated, self.parameters) if "w" in memory else frozenset[str]()
+        self.writes = _stored_to(simulated, self.parameters) if "w" in touches else frozenset[str]()
         functools.update_wrapper(self, simulated)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -118,7 +117,7 @@ class Intrinsic:
         if self._warp:
             self._need_whole_warps(threads, site)
         may_write = tuple(a for p, a in zip(self.parameters, arguments, strict=False) if p in self.writes)
-        active = Active(threads, site, self._warp, bool(self._memory), may_write)
+        active = Active(threads, site, self._warp, bool(self._touches), may_write)
         lanes = threads.mask.lanes
 
         def given(value: Any) -> Any:
@@ -134,7 +133,7 @@ class Intrinsic:
                 return tuple(map(taken, value))
             if not isinstance(value, np.ndarray) or value.ndim == 0:
                 return value
-            return threads.spread(value.reshape(-1), lanes)
+            return memory.spread(threads, value.reshape(-1), lanes)
 
         return taken(self.simulated(active, *map(given, arguments)))
 

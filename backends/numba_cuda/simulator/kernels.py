@@ -19,6 +19,7 @@ from .arrays import Array, global_array, share_records
 from .faults import BadLaunch
 from .intrinsics import Intrinsic
 from .language import CudaName, as_cuda_name
+from .races import THREAD_LIMIT
 from .rewrite import Rewritten, rewrite
 from .threads import Threads
 from .values import typed
@@ -117,10 +118,15 @@ class Launch:
     ) -> None:  # fmt: skip
         self.grid, self.block = _three(grid, "grid"), _three(block, "block")
         self.block_size, self.shared_bytes, self.checks = math.prod(self.block), shared_bytes, checks
+        self.block_bits = max(5, (self.block_size - 1).bit_length())
         if self.block_size > 1024:
             raise BadLaunch(f"{rewritten.name}: a block of {self.block_size} threads; a GPU takes 1024 at most")
         if len(args) != len(rewritten.parameters):
             raise BadLaunch(f"{rewritten.name} takes {len(rewritten.parameters)} arguments, found {len(args)}")
+        if checks and math.prod(self.grid) << self.block_bits > THREAD_LIMIT:
+            raise BadLaunch(
+                f"{rewritten.name}: more threads than the race checker can number ({THREAD_LIMIT}); run it with checks=False"
+            )
         self._rewritten = rewritten
         self._arguments = [_argument(n, value) for n, value in zip(rewritten.parameters, args, strict=True)]
         self._arrays = [a for a in self._arguments if isinstance(a, Array)]
@@ -128,7 +134,7 @@ class Launch:
     def __call__(self) -> None:
         """Runs all blocks."""
         if self.checks:
-            share_records(self._arrays, self._rewritten.writes)
+            share_records(self._arrays, self._rewritten.writes, self.block_bits)
         blocks = math.prod(self.grid)
         together = max(1, TOGETHER // self.block_size)
         with np.errstate(all="ignore"):
@@ -207,6 +213,3 @@ def simulate(
     if not isinstance(function, Kernel):
         function = Kernel(getattr(function, "py_func", function))
     function.simulate(grid, block, args, shared_bytes, checks)
-
-
-

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import values, warps
+from . import memory, values, warps
 from .arrays import Array
 from .faults import UnsupportedKernel, site_text
 from .threads import WARP, Threads
@@ -89,24 +89,20 @@ def _atomic(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
         if not isinstance(array, Array):
             raise UnsupportedKernel(f"an atomic operation on {array!r} at {site_text(site)}")
         lanes = threads.mask.lanes
-        parts = index if isinstance(index, tuple) else (index,)
-        parts = parts if lanes is None else tuple(p[lanes] if p.ndim else p for p in parts)
-        places = threads.places(array, parts, lanes, site)
         count = threads.mask.count
-        places = np.broadcast_to(places, (count,))
+        at = np.broadcast_to(memory.places(threads, array, memory.narrow(index, lanes), lanes, site), (count,))
         if threads.checks and array.records is not None:
-            at, stamps = threads._records(array, places, lanes, site)
-            array.records.change(threads, array, at, stamps, lanes)
+            array.records.change(threads, array, *memory.records_of(threads, array, at, lanes, site), lanes)
         columns = [
             np.broadcast_to(o if o.ndim == 0 or lanes is None else o[lanes], (count,)).astype(array.dtype)
             for o in operands
         ]
         old = np.empty(count, array.dtype)
         flat = array.flat
-        for i, place in enumerate(places):
+        for i, place in enumerate(at):
             old[i] = flat[place]
             flat[place] = apply(old[i], *(column[i] for column in columns))
-        return threads.spread(old, lanes)
+        return memory.spread(threads, old, lanes)
 
     return change
 
@@ -157,4 +153,3 @@ PURE = {"grid", "gridsize", "popc", "clz", "ffs", "brev", "fma", "selp", "cbrt"}
 CHANGES_MEMORY = {name for name in CALLS if name.startswith("atomic.")}
 ALLOCATES = {"shared.array": "shared_array", "local.array": "local_array"}
 CONSTANTS = {"warpsize": WARP}
-

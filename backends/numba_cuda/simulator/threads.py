@@ -7,31 +7,28 @@ touched for the threads that run and no others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import Array, dtype_of, shape_of, strides_of
+from .arrays import Array
 from .faults import (
     DivergentBarrier,
     Fault,
-    Misaligned,
-    OutOfBounds,
     UnsupportedKernel,
     site_text,
 )
 from .masks import Branch, Loop, Mask
-from .races import CLOCK_SHIFT, THREAD_BITS, Shadow, check_clock
+from .races import CLOCK_SHIFT, Shadow, check_clock
 from .values import truth
 
 if TYPE_CHECKING:
     from .kernels import Launch
 
-WARP = 32
+WARP_BITS = 5
+WARP = 1 << WARP_BITS
 UNSET: Any = None
-_INT = np.dtype(np.int64)
 
 
 class Frame:
@@ -68,7 +65,8 @@ class Threads:
         self.lane_numbers = np.arange(self.lanes)
         self.clock = 1
         self.since: Any = np.int64(1 << CLOCK_SHIFT)
-        self._stamped = self.lane_numbers + first * size + (1 << CLOCK_SHIFT)
+        self._numbers = (first + self.block_of << launch.block_bits) + self.lane_numbers % size
+        self.stamps = self._numbers + (1 << CLOCK_SHIFT)
         self.warp_clocks: Any = None
         self.shared: dict[Any, tuple[Any, Shadow | None]] = {}
         self._set_indices()
@@ -171,214 +169,6 @@ class Threads:
         first = truth(first)
         return self.select(first, lambda: np.True_, lambda: truth(second()), site)
 
-    # Memory.
-
-    def load(self, array: Any, index: Any, site: int) -> Any:
-        """`array[index]`."""
-        if not isinstance(array, Array):
-            return self._item(array, index, site)
-        if isinstance(index, slice):
-            return self._slice(array, index, site)
-        if array.kind == "local" and not isinstance(index, tuple) and index.ndim == 0 and len(array.shape) == 1:
-            at = int(index)
-            if not 0 <= at < array.shape[0]:
-                self._out_of_bounds(array, (index,), None, site)
-            return array.flat.reshape(-1, self.lanes)[at].copy()
-        lanes = self.mask.lanes
-        places = self.places(array, self._narrow(index, lanes), lanes, site)
-        value = self.fetch(array, places, lanes, site)
-        return value if lanes is None or places.ndim == 0 else self.spread(value, lanes)
-
-    def store(self, array: Any, index: Any, value: Any, site: int) -> None:
-        """`array[index] = value`."""
-        if not isinstance(array, Array):
-            raise UnsupportedKernel(f"an item of {array!r} is assigned at {site_text(site)}")
-        if isinstance(index, slice) and not isinstance(value, Array):
-            raise UnsupportedKernel(f"a slice is assigned at {site_text(site)}; write the loop out")
-        lanes = self.mask.lanes
-        places = self.places(array, self._narrow(index, lanes), lanes, site)
-        if lanes is not None and value.ndim:
-            value = value[lanes]
-        self.put(array, places, value, lanes, site)
-
-    @staticmethod
-    def _narrow(index: Any, lanes: Any) -> tuple[Any, ...]:
-        """The index of the threads that run, one number or array a dimension."""
-        parts = index if isinstance(index, tuple) else (index,)
-        return parts if lanes is None else tuple(p[lanes] if p.ndim else p for p in parts)
-
-    def places(self, array: Array, index: tuple[Any, ...], lanes: Any, site: int) -> Any:
-        """Positions in `array.flat` for the threads that run (`lanes`; None for all), inside the shape."""
-        shape = array.shape
-        if len(index) != len(shape):
-            if len(index) == 1 and array.size == array.flat.size:  # a flat index, from an intrinsic
-                shape = (array.size,)
-            else:
-                raise UnsupportedKernel(
-                    f"{array.kind} array {array.name} has {len(array.shape)} dimensions, its index {len(index)}; slices of "
-                    f"arrays with more dimensions are not known here\n  at {site_text(site)}"
-                )
-        strides = array.strides if shape is array.shape else (1,)
-        found: Any = array.start if lanes is None or isinstance(array.start, (int, np.integer)) else array.start[lanes]
-        for part, extent, stride in zip(index, shape, strides, strict=True):
-            if part.dtype.kind not in "iu":
-                raise UnsupportedKernel(f"{array.name} is indexed by a {part.dtype} at {site_text(site)}")
-            if part.ndim == 0:
-                if not 0 <= part < extent:
-                    self._out_of_bounds(array, index, lanes, site)
-            else:
-                if part.dtype is not _INT:
-                    part = part.astype(np.int64)
-                if part.size and np.maximum.reduce(part.view(np.uint64), axis=None) >= extent:
-                    self._out_of_bounds(array, index, lanes, site)
-            step = part if stride == 1 else part * stride
-            found = found + step
-        return np.asarray(found) if isinstance(found, int) else found
-
-    def _out_of_bounds(self, array: Array, index: tuple[Any, ...], lanes: Any, site: int) -> None:
-        flat = len(index) == 1 and len(array.shape) != 1
-        shape = (array.size,) if flat else array.shape
-        bad: Any = np.False_
-        for part, extent in zip(index, shape, strict=True):
-            bad = bad | (part < 0) | (part >= extent)
-        if self.mask.count == 0:
-            return
-        which = int(np.argmax(bad.reshape(-1))) if bad.ndim else 0
-        at = [int(part.reshape(-1)[which]) if part.ndim else int(part) for part in index]
-        per_lane = bad.size // max(1, self.mask.count) if bad.ndim else 1
-        active = which // max(1, per_lane)
-        lane = int(active if lanes is None else lanes[active]) if bad.ndim else self.some_lane()
-        raise OutOfBounds(
-            f"{array.kind} array {array.name}[{', '.join(map(str, at))}] is outside its shape {array.shape}\n"
-            f"  {self.name_of_lane(lane)} at {site_text(site)}"
-        )
-
-    def fetch(self, array: Array, places: Any, lanes: Any, site: int) -> Any:
-        """The elements at these positions, with the race checker told."""
-        if self.checks and array.records is not None:
-            at, stamps = self._records(array, places, lanes, site)
-            array.records.read(self, array, at, stamps, lanes)
-        return array.flat[places]
-
-    def put(self, array: Array, places: Any, value: Any, lanes: Any, site: int) -> None:
-        """Writes the elements at these positions, with the race checker told."""
-        if array.kind == "const":
-            raise UnsupportedKernel(f"constant array {array.name} is written at {site_text(site)}")
-        if self.checks and array.records is not None:
-            at, stamps = self._records(array, places, lanes, site)
-            array.records.write(self, array, at, stamps, lanes)
-        if value.dtype != array.dtype:
-            value = value.astype(array.dtype)
-        if places.ndim == 0 and value.ndim:
-            value = value[-1]
-        array.flat[places] = value
-
-    def _records(self, array: Array, places: Any, lanes: Any, site: int) -> tuple[Any, Any]:
-        """The same positions in the units that records have, and who is there, when, at which line."""
-        stamps = (self._stamped if lanes is None else self._stamped[lanes]) + (site << THREAD_BITS)
-        if places.ndim == 0:
-            places = np.full(stamps.shape, places)
-        elif places.ndim > 1:
-            stamps = np.broadcast_to(stamps.reshape(-1, *[1] * (places.ndim - 1)), (len(stamps), *places.shape[1:]))
-            stamps, places = stamps.reshape(-1), places.reshape(-1)
-        assert array.records is not None
-        unit = array.records.unit
-        wide = array.itemsize // unit
-        if wide != 1:
-            places = places * wide
-        if array.records_at:
-            places = places + array.records_at // unit
-        if wide > 1:
-            places = (places[:, None] + np.arange(wide)).reshape(-1)
-            stamps = stamps.repeat(wide)
-        return places, stamps
-
-    def spread(self, value: Any, lanes: Any) -> Any:
-        """Values of the threads that run, put where those threads are among all."""
-        if lanes is None or not isinstance(value, np.ndarray) or value.ndim == 0:
-            return value
-        out = np.zeros(self.lanes, value.dtype)
-        out[lanes] = value
-        return out
-
-    def _item(self, values: Any, index: Any, site: int) -> Any:
-        if isinstance(values, tuple) and isinstance(index, (np.generic, int)):
-            if not -len(values) <= index < len(values):
-                raise OutOfBounds(f"item {index} of a tuple of {len(values)} at {site_text(site)}")
-            return values[int(index)]
-        if isinstance(values, tuple) and isinstance(index, slice):
-            return values[index]
-        raise UnsupportedKernel(f"{values!r} is indexed by {index!r} at {site_text(site)}")
-
-    def _slice(self, array: Array, index: slice, site: int) -> Array:
-        ends = [index.start, index.stop]
-        if len(array.shape) != 1 or index.step is not None or any(e is not None and e.ndim for e in ends):
-            raise UnsupportedKernel(
-                f"this slice of {array.name} at {site_text(site)}; of arrays with one dimension, with the same ends in all "
-                "threads and no step, slices are known here"
-            )
-        first, last = (0 if ends[0] is None else int(ends[0])), (array.shape[0] if ends[1] is None else int(ends[1]))
-        if not 0 <= first <= last <= array.shape[0]:
-            raise OutOfBounds(
-                f"{array.kind} array {array.name}[{first}:{last}] is outside its shape {array.shape}\n"
-                f"  {self.name_of_lane(self.some_lane())} at {site_text(site)}"
-            )
-        return array.part_of(first, last - first)
-
-    def shared_array(self, site: int, name: str, shape: Any, dtype: Any, alignment: Any = None) -> Array:
-        """`cuda.shared.array`: one a block and place in the source; of size 0, the launch's dynamic shared memory."""
-        kind, extents = dtype_of(dtype), shape_of(shape)
-        dynamic = extents == (0,)
-        if dynamic:
-            count = self.launch.shared_bytes // kind.itemsize
-            extents = (count,)
-            key: Any = "dynamic"
-        else:
-            count, key = math.prod(extents), (site, name)
-        if key not in self.shared:
-            size = self.launch.shared_bytes if dynamic else count * kind.itemsize
-            padded = -(-size // 16) * 16
-            raw = np.full(self.blocks * padded, 0xFF, np.uint8)
-            records = Shadow(self.blocks * padded // kind.itemsize, kind.itemsize, shared=True) if self.checks else None
-            self.shared[key] = raw, records
-        raw, records = self.shared[key]
-        if records is not None and records.unit > kind.itemsize:
-            records.refine(kind.itemsize)
-        flat = raw.view(kind)
-        part = len(flat) // self.blocks
-        start: Any = 0 if self.blocks == 1 else self.block_of * part
-        aligned = 16 if dynamic else kind.itemsize if alignment is None else int(alignment)
-        made = Array(name, "shared", flat, extents, strides_of(extents), start, aligned)
-        made.records, made.part = records, part
-        return made
-
-    def local_array(self, name: str, shape: Any, dtype: Any, alignment: Any = None) -> Array:
-        """`cuda.local.array`: one a thread; what it holds before it is written is of no meaning."""
-        kind, extents = dtype_of(dtype), shape_of(shape)
-        flat = np.full(math.prod(extents) * self.lanes * kind.itemsize, 0xFF, np.uint8).view(kind)
-        strides = tuple(stride * self.lanes for stride in strides_of(extents))
-        aligned = kind.itemsize if alignment is None else int(alignment)
-        return Array(name, "local", flat, extents, strides, self.lane_numbers, aligned)
-
-    def check_aligned(self, array: Array, places: Any, size: int, lanes: Any, site: int) -> None:
-        """Raises Misaligned where an access of `size` bytes is at an address that is no multiple of it."""
-        if array.kind in ("shared", "local") and array.address % size:
-            raise Misaligned(
-                f"{array.kind} array {array.name} is accessed {size} bytes at a time and aligned to {array.address & -array.address}"
-                f" alone; make it with alignment={size}\n  {self.name_of_lane(self.some_lane())} at {site_text(site)}"
-            )
-        base = array.address if array.kind in ("global", "const") else 0
-        within = places if not array.part else places % array.part
-        bad = (base + within * array.itemsize) % size != 0
-        if array.kind != "local" and np.any(bad):
-            which = int(np.argmax(bad.reshape(-1))) if bad.ndim else 0
-            lane = self.some_lane() if not bad.ndim else int(which if lanes is None else lanes[which])
-            place = int(within.reshape(-1)[which]) if bad.ndim else int(within)
-            raise Misaligned(
-                f"{array.element(place - array.where)} is accessed {size} bytes at a time, at an address that {size} does "
-                f"not divide\n  {self.name_of_lane(lane)} at {site_text(site)}"
-            )
-
     # Barriers.
 
     def barrier(self, site: int) -> None:
@@ -402,7 +192,7 @@ class Threads:
         self._tick()
 
     def _tick(self) -> None:
-        self._stamped = self.lane_numbers + self.first * self.block_size + (self.clock << CLOCK_SHIFT)
+        self.stamps = self._numbers + (self.clock << CLOCK_SHIFT)
 
     def _divergent_barrier(self, counts: Any, site: int) -> None:
         block = int(np.argmax((counts != 0) & (counts != self.block_size)))
@@ -452,16 +242,11 @@ class Threads:
 
     def ordered_in_warp(self, mine: Any, theirs: Any, clocks: Any) -> Any:
         """Whether warp barriers order accesses of `theirs` at `clocks` before what `mine` does now."""
-        a, b = mine - self.first * self.block_size, theirs - self.first * self.block_size
-        known = (b >= 0) & (b < self.lanes) & (self.warp_of(mine) == self.warp_of(theirs))
-        b = np.where(known, b, 0)
+        same = mine >> WARP_BITS == theirs >> WARP_BITS
+        bits = self.launch.block_bits
         warps = -(-self.block_size // WARP)
-        warp = a // self.block_size * warps + a % self.block_size // WARP
-        return known & (self.warp_clocks[warp, a % self.block_size % WARP, b % self.block_size % WARP] > clocks)
-
-    def warp_of(self, thread: Any) -> Any:
-        """A number for the warp of each of these threads, counted over the launch."""
-        return thread // self.block_size * (1 << 10) + thread % self.block_size // WARP
+        warp = ((mine >> bits) - self.first) * warps + ((mine & (1 << bits) - 1) >> WARP_BITS)
+        return same & (self.warp_clocks[warp, mine & WARP - 1, theirs & WARP - 1] > clocks)
 
     # Names.
 
@@ -472,14 +257,15 @@ class Threads:
 
     def name_of_lane(self, lane: int) -> str:
         """`block (0, 1, 0), thread (3, 0, 0)` for one of these threads."""
-        return self.name_of(lane + self.first * self.block_size)
+        return self.name_of(int(self._numbers[lane]))
 
     def name_of(self, thread: int) -> str:
-        """The same for a thread counted over the launch."""
+        """The same for a thread as records number it."""
         x, y, _ = self.launch.block
-        number = thread % self.block_size
+        bits = self.launch.block_bits
+        number = thread & (1 << bits) - 1
         at = (number % x, number // x % y, number // (x * y))
-        return f"block {self._block_text(thread // self.block_size - self.first)}, thread {at}"
+        return f"block {self._block_text((thread >> bits) - self.first)}, thread {at}"
 
     def _block_text(self, block: int) -> str:
         x, y, _ = self.launch.grid

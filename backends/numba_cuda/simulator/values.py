@@ -8,6 +8,7 @@ or with a literal, is float64. Source of the rules: Numba enhancement proposal 1
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -26,7 +27,9 @@ _KINDS = [np.dtype(t) for t in (np.bool_, np.int8, np.uint8, np.int16, np.uint16
 
 def _arithmetic(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
     if a.kind in "biu" and b.kind in "biu":
-        return np.dtype(np.uint64) if a.kind in "u" and b.kind in "ub" or a.kind + b.kind == "bu" else np.dtype(np.int64)
+        return (
+            np.dtype(np.uint64) if (a.kind in "u" and b.kind in "ub") or a.kind + b.kind == "bu" else np.dtype(np.int64)
+        )
     return np.result_type(a, b)
 
 
@@ -34,7 +37,9 @@ def _bitwise(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
     return a if a.kind == b.kind == "b" else _arithmetic(a, b)
 
 
-def _table(rule: Callable[[np.dtype[Any], np.dtype[Any]], np.dtype[Any]]) -> dict[tuple[int, int], np.dtype[Any] | None]:
+def _table(
+    rule: Callable[[np.dtype[Any], np.dtype[Any]], np.dtype[Any]],
+) -> dict[tuple[int, int], np.dtype[Any] | None]:
     """(type number, type number) -> what both must become first; None when they are that already."""
     found: dict[tuple[int, int], np.dtype[Any] | None] = {}
     for a in _KINDS:
@@ -47,7 +52,9 @@ def _table(rule: Callable[[np.dtype[Any], np.dtype[Any]], np.dtype[Any]]) -> dic
 _ARITHMETIC, _BITWISE = _table(_arithmetic), _table(_bitwise)
 
 
-def _binary(apply: Callable[[Any, Any], Any], table: dict[tuple[int, int], np.dtype[Any] | None]) -> Callable[..., Value]:
+def _binary(
+    apply: Callable[[Any, Any], Any], table: dict[tuple[int, int], np.dtype[Any] | None]
+) -> Callable[..., Value]:
     def operate(a: Value, b: Value) -> Value:
         both = table[a.dtype.num, b.dtype.num]
         if both is not None:
@@ -121,6 +128,12 @@ def either(a: Value, b: Value) -> Value:
     return truth(a) | truth(b)
 
 
+def cast_to(dtype: Any, value: Value) -> Value:
+    """`x.dtype.type(value)`."""
+    return value.astype(dtype)
+
+
+@functools.cache
 def cast(dtype: Any) -> Callable[[Value], Value]:
     """The function that `np.float32` and kin are in a kernel."""
     kind = np.dtype(dtype)
@@ -239,7 +252,7 @@ def libdevice(name: str) -> Callable[..., Value]:
     plain = name.removeprefix("fast_")
     for ending in ("_rn", "_rz", "_ru", "_rd"):
         plain = plain.removesuffix(ending)
-    single = plain not in LIBDEVICE and plain.removesuffix("f") in LIBDEVICE or plain.endswith("ff")
+    single = (plain not in LIBDEVICE and plain.removesuffix("f") in LIBDEVICE) or plain.endswith("ff")
     plain = plain if plain in LIBDEVICE else plain.removesuffix("f")
     if plain not in LIBDEVICE:
         raise UnsupportedKernel(f"cuda.libdevice.{name} is not known here; known are {', '.join(sorted(LIBDEVICE))}")

@@ -26,8 +26,8 @@ from slotwise.backends.numba_cuda.simulator import (
     device,
     intrinsic,
     kernel,
+    masks,
 )
-from slotwise.backends.numba_cuda.simulator import masks
 
 
 def _fault(kind: type[Fault], run: Callable[..., None], grid: Any, block: Any, *arguments: Any, **options: Any) -> str:
