@@ -95,13 +95,14 @@ def attend(shape: Shape, splits: int) -> Any:
     summed, capped = lane_sum(lanes), shape.capped
     teams = THREADS // lanes  # groups of lanes, each with keys of its own
     breadth = lanes * PACK
+    size_of_outs = teams * breadth
 
     @kernel
     def attend(
         q, k_cache, v_cache, row_start, kv_len, page_table, out, part_out, part_max, part_sum,
         sequences, columns, size, scale, softcap,
     ):  # fmt: skip
-        outs = cuda.shared.array(teams * breadth, np.float32)
+        outs = cuda.shared.array(size_of_outs, np.float32)
         highs = cuda.shared.array(teams, np.float32)
         masses = cuda.shared.array(teams, np.float32)
         queries = cuda.local.array((group, PACK), np.float32)
