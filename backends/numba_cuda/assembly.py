@@ -244,3 +244,128 @@ def store_8_f32() -> Any:
         _store_words(ir, builder, builder.add(address, ir.Constant(ir.IntType(64), 16)), words[4:])
 
     return _access(_global, _EIGHT, "()", build)
+
+
+# Tensor cores and asynchronous copies.
+
+
+def _product(kind: str) -> Any:
+    text = (
+        f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
+
+    def build(ir, builder, *values):
+        return _assembly(
+            ir, builder, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", [ir.FloatType()] * 4, values, side_effect=True
+        )
+
+    return _operation(" ".join(["u32"] * 6 + ["f32"] * 4), "f32*4", build)
+
+
+@functools.cache
+def mma_bf16() -> Any:
+    """`mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32`."""
+    return _product("bf16")
+
+
+@functools.cache
+def mma_f16() -> Any:
+    """`mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32`."""
+    return _product("f16")
+
+
+_SHARED = "{ .reg .u64 wide; .reg .u32 at; cvta.to.shared.u64 wide, $%d; cvt.u32.u64 at, wide; %s }"
+"""Numba's shared arrays have generic addresses; these instructions want the one within shared memory."""
+
+
+def _matrices(modifier: str) -> Any:
+    text = _SHARED % (4, f"ldmatrix.sync.aligned.m8n8.x4{modifier}.shared.b16 {{$0, $1, $2, $3}}, [at];")
+
+    def build(ir, builder, address):
+        return _assembly(
+            ir, builder, text, "=r,=r,=r,=r,l,~{memory}", [ir.IntType(32)] * 4, [address], side_effect=True
+        )
+
+    return _access(_global, "", "u32*4", build)
+
+
+@functools.cache
+def load_matrices() -> Any:
+    """`ldmatrix.sync.aligned.m8n8.x4.shared.b16`."""
+    return _matrices("")
+
+
+@functools.cache
+def load_matrices_transposed() -> Any:
+    """`ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16`."""
+    return _matrices(".trans")
+
+
+@functools.cache
+def copy_16() -> Any:
+    """`cp.async.cg.shared.global` of 16 bytes, of which 16 or none are read and the rest are zero."""
+    intrinsic, types, cgutils, ir = _numba()
+    text = _SHARED % (0, "cp.async.cg.shared.global [at], [$1], 16, $2;")
+
+    def code(context, builder, signature, values):
+        target = _global(ir, cgutils, context, builder, signature.args[0], values[0], values[1])
+        source = _global(ir, cgutils, context, builder, signature.args[2], values[2], values[3])
+        live = builder.zext(values[4], ir.IntType(32))
+        size = builder.shl(live, ir.Constant(ir.IntType(32), 4))
+        _assembly(ir, builder, text, "l,l,r,~{memory}", [], [target, source, size], side_effect=True)
+        return context.get_dummy_value()
+
+    def typed(target, at, source, index, live):
+        return types.void(target, types.int64, source, types.int64, types.boolean), code
+
+    return _with_arity(intrinsic, 5, typed)
+
+
+def _statement(text: str) -> Any:
+    intrinsic, types, _, ir = _numba()
+
+    def code(context, builder, signature, values):
+        _assembly(ir, builder, text, "~{memory}", [], [], side_effect=True)
+        return context.get_dummy_value()
+
+    return _with_arity(intrinsic, 0, lambda: (types.void(), code))
+
+
+@functools.cache
+def commit_copies() -> Any:
+    """`cp.async.commit_group`."""
+    return _statement("cp.async.commit_group;")
+
+
+@functools.cache
+def copies_done() -> Any:
+    """`cp.async.wait_group 1`."""
+    return _statement("cp.async.wait_group 1;")
+
+
+@functools.cache
+def all_copies_done() -> Any:
+    """`cp.async.wait_all`."""
+    return _statement("cp.async.wait_all;")
+
+
+def _packing(conversion: str) -> Any:
+    """The first source goes to the upper half."""
+
+    def build(ir, builder, low, high):
+        return _assembly(ir, builder, f"{conversion} $0, $1, $2;", "=r,f,f", [ir.IntType(32)], [high, low])
+
+    return _operation("f32 f32", "u32", build)
+
+
+@functools.cache
+def pack_bf16() -> Any:
+    """`cvt.rn.bf16x2.f32`."""
+    return _packing("cvt.rn.bf16x2.f32")
+
+
+@functools.cache
+def pack_f16() -> Any:
+    """`cvt.rn.f16x2.f32`."""
+    return _packing("cvt.rn.f16x2.f32")

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from slotwise.backends.numba_cuda.activation import bounded_tanh
-from slotwise.backends.numba_cuda.blocks import LEAST, WARP, ZERO
-from slotwise.backends.numba_cuda.elements import NONE, PACK, add, dot, elements_of, keep, kept, share
+from slotwise.backends.numba_cuda.blocks import ALL, LEAST, WARP, ZERO, greater
+from slotwise.backends.numba_cuda.elements import NONE, PACK, add, dot, each, elements_of, keep, kept, share
 from slotwise.backends.numba_cuda.elements import scale as times
 from slotwise.backends.numba_cuda.launch import Scratch, Step, aligned_size, cuda_kernel, dims_of
 from slotwise.backends.numba_cuda.linear import lane_sum
@@ -86,6 +86,50 @@ def raise_to(best, score):
 
 
 @functools.cache
+def team_sum(lanes: int) -> Any:
+    """The sum over a warp's teams of `lanes` lanes: of each lane and those in its place in the other teams."""
+    over_1, over_2, over_4, over_8, over_16 = (lanes <= offset for offset in (1, 2, 4, 8, 16))
+
+    @device
+    def total(value):
+        if over_16:
+            value += cuda.shfl_xor_sync(ALL, value, 16)
+        if over_8:
+            value += cuda.shfl_xor_sync(ALL, value, 8)
+        if over_4:
+            value += cuda.shfl_xor_sync(ALL, value, 4)
+        if over_2:
+            value += cuda.shfl_xor_sync(ALL, value, 2)
+        if over_1:
+            value += cuda.shfl_xor_sync(ALL, value, 1)
+        return value
+
+    return total
+
+
+@functools.cache
+def team_max(lanes: int) -> Any:
+    """The greatest over a warp's teams of `lanes` lanes, as `team_sum`."""
+    over_1, over_2, over_4, over_8, over_16 = (lanes <= offset for offset in (1, 2, 4, 8, 16))
+
+    @device
+    def highest(value):
+        if over_16:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 16))
+        if over_8:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 8))
+        if over_4:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 4))
+        if over_2:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 2))
+        if over_1:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 1))
+        return value
+
+    return highest
+
+
+@functools.cache
 def attend(shape: Shape, splits: int) -> Any:
     """One row, the query heads of one kv head, one split of the keys."""
     of = elements_of(shape.dtype, shape.vector)
@@ -95,7 +139,9 @@ def attend(shape: Shape, splits: int) -> Any:
     summed, capped = lane_sum(lanes), shape.capped
     teams = THREADS // lanes  # groups of lanes, each with keys of its own
     breadth = lanes * PACK
-    size_of_outs = teams * breadth
+    size_of_outs = WARPS * breadth
+    among_sum, among_max = team_sum(lanes), team_max(lanes)
+    among_sums = each(among_sum)
 
     @kernel
     def attend(
@@ -103,8 +149,8 @@ def attend(shape: Shape, splits: int) -> Any:
         sequences, columns, size, scale, softcap,
     ):  # fmt: skip
         outs = cuda.shared.array(size_of_outs, np.float32)
-        highs = cuda.shared.array(teams, np.float32)
-        masses = cuda.shared.array(teams, np.float32)
+        highs = cuda.shared.array(WARPS, np.float32)
+        masses = cuda.shared.array(WARPS, np.float32)
         queries = cuda.local.array((group, PACK), np.float32)
         acc = cuda.local.array((group, PACK), np.float32)
         best = cuda.local.array(group, np.float32)
@@ -156,22 +202,28 @@ def attend(shape: Shape, splits: int) -> Any:
                         mass[j] = mass[j] * shrink + weight
                         keep(acc, j, add(times(kept(acc, j), shrink), times(values, weight)))
             for j in range(group):
-                if d == 0:
-                    highs[team] = best[j]
-                    masses[team] = mass[j]
-                share(outs, team * breadth + d, kept(acc, j))
+                # Teams of a warp first, by shuffles; then warp after warp.
+                highest = among_max(best[j])
+                shrink = ZERO if best[j] == LEAST else math.exp(best[j] - highest)
+                total = among_sum(mass[j] * shrink)
+                values = among_sums(times(kept(acc, j), shrink))
+                if thread % WARP < lanes:
+                    share(outs, thread // WARP * breadth + d, values)
+                    if d == 0:
+                        highs[thread // WARP] = highest
+                        masses[thread // WARP] = total
                 cuda.syncthreads()
                 highest = LEAST
-                for t in range(teams):
-                    highest = highs[t] if highs[t] > highest else highest
+                for warp in range(WARPS):
+                    highest = highs[warp] if highs[warp] > highest else highest
                 total = ZERO
-                for t in range(teams):
-                    total += masses[t] * math.exp(highs[t] - highest)
+                for warp in range(WARPS):
+                    total += masses[warp] * math.exp(highs[warp] - highest)
                 part = (first_head + j) * splits + split
                 for at in range(thread, head_dim, THREADS):
                     value = ZERO
-                    for t in range(teams):
-                        value += outs[t * breadth + at] * math.exp(highs[t] - highest)
+                    for warp in range(WARPS):
+                        value += outs[warp * breadth + at] * math.exp(highs[warp] - highest)
                     if splits == 1:
                         out[(first_head + j) * head_dim + at] = narrow(value / total)
                     else:

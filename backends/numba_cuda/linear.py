@@ -23,7 +23,15 @@ from slotwise.backends.numba_cuda.activation import activation_of, bounded_tanh
 from slotwise.backends.numba_cuda.blocks import ALL, WARP
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
+from slotwise.backends.numba_cuda.linear_rows import (
+    COLUMNS,
+    MOST_TILES,
+    TILE,
+    multiply_rows_on_tensor_cores,
+    warps_for,
+)
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
+from slotwise.backends.numba_cuda.tensor_cores import HALVES
 from slotwise.core.backend import CallSpec, Kernel
 from slotwise.core.ops.linear import ACTIVATIONS
 from slotwise.core.specs import DType
@@ -208,6 +216,11 @@ def gate_elements(dtype: DType, vector: bool, activation: str) -> Any:
 
 def _rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     rows, of = product_of(call, aligned)
+    if of.vector and of.dtype in HALVES:
+        tiles = min(MOST_TILES, 1 << max(0, math.ceil(rows / COLUMNS) - 1).bit_length())
+        made = multiply_rows_on_tensor_cores(of, finisher(of), tiles)
+        grid = (math.ceil(of.outputs / TILE), math.ceil(rows / (tiles * COLUMNS)))
+        return (Step(made, grid, WARP * warps_for(of.outputs, of.inner), (*operands(of), rows)),)
     tile = min(MOST_ROWS, 1 << max(0, rows - 1).bit_length())
     groups = THREADS // lanes_for(of.inner)
     grid = (math.ceil(of.outputs / groups), math.ceil(rows / tile))
