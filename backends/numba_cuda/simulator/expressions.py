@@ -114,8 +114,11 @@ class Expressions:
         if isinstance(node, ast.BoolOp):
             return self._boolean(node)
         if isinstance(node, ast.IfExp):
-            sides = [_later(self._expression(side)) for side in (node.body, node.orelse)]
-            return self._runtime("select", self._expression(node.test), *sides, self._site(node))
+            sides = [self._expression(side) for side in (node.body, node.orelse)]
+            if _is_harmless(node.body) and _is_harmless(node.orelse):
+                condition = ast.Call(self._constant(values.truth), [self._expression(node.test)], [])
+                return self._runtime("choose", condition, *sides)
+            return self._runtime("select", self._expression(node.test), *map(_later, sides), self._site(node))
         if isinstance(node, ast.Subscript):
             return self._of_memory("load", self._expression(node.value), self._index(node.slice), self._site(node))
         if isinstance(node, ast.Attribute):

@@ -26,6 +26,7 @@ THREAD_BITS = 26
 THREAD_LIMIT = 1 << THREAD_BITS
 THREAD = THREAD_LIMIT - 1
 NEAR, FAR = 1 << THREAD_BITS, 2 << THREAD_BITS
+_BESIDE = NEAR | FAR
 SITE_SHIFT = THREAD_BITS + 2
 SITE = (1 << SITE_BITS) - 1
 CLOCK_SHIFT = SITE_SHIFT + SITE_BITS
@@ -135,7 +136,7 @@ class Shadow:
         start = threads.clock << CLOCK_SHIFT
         if newest >= start:  # the same reader again, and no barrier since: what was remembered beside it still holds
             same = ((before ^ stamps) & THREAD == 0) & (before >= start)
-            stamps = stamps | np.where(same, before & (NEAR | FAR), 0)
+            stamps = stamps | np.where(same, before & _BESIDE, 0)
         self.latest[places] = stamps
         now = self.latest[places]
         if newest:
@@ -145,7 +146,7 @@ class Shadow:
     def _keep(self, places: Places, records: Places, now: Places, start: int) -> None:
         """Remembers `records` beside the latest reader `now`, where they are of other threads and `now` lacks one."""
         apart = (records ^ now) & THREAD
-        if not apart.any():
+        if not apart.any() or (now & _BESIDE == _BESIDE).all():
             return
         distant = apart >> self._near_bits != 0
         for beside, flag, which in (

@@ -159,6 +159,15 @@ class Threads:
         split.join()
         return self._chosen(taken, rest, chosen)
 
+    def choose(self, condition: Any, value: Any, other: Any) -> Any:
+        """`value if condition else other`, both computed."""
+        if not isinstance(value, (np.ndarray, np.generic)) or not isinstance(other, (np.ndarray, np.generic)):
+            return self.select(condition, lambda: value, lambda: other, 0)
+        if condition.ndim:
+            return np.where(condition, value, other)
+        chosen = value if condition else other
+        return chosen if value.dtype == other.dtype else chosen.astype(np.result_type(value, other))
+
     def both(self, first: Any, second: Callable[[], Any], site: int) -> Any:
         """`first and second`: the second is computed for threads whose first is true."""
         first = truth(first)

@@ -27,9 +27,9 @@ _KINDS = [np.dtype(t) for t in (np.bool_, np.int8, np.uint8, np.int16, np.uint16
 
 def _arithmetic(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
     if a.kind in "biu" and b.kind in "biu":
-        return (
-            np.dtype(np.uint64) if (a.kind in "u" and b.kind in "ub") or a.kind + b.kind == "bu" else np.dtype(np.int64)
-        )
+        return np.dtype(np.uint64 if a.kind == b.kind == "u" else np.int64)
+    if {a, b} == {np.dtype(np.uint16), np.dtype(np.float32)}:
+        return np.dtype(np.float64)  # so Numba has it, though numpy has not
     return np.result_type(a, b)
 
 
@@ -92,8 +92,8 @@ def _widened(a: Value) -> Value:
 
 
 def negative(a: Value) -> Value:
-    """-a."""
-    return -_widened(a)
+    """-a, computed in a's own width and widened then."""
+    return _widened(-(a.astype(np.int64) if a.dtype.kind == "b" else a))
 
 
 def positive(a: Value) -> Value:
@@ -102,8 +102,8 @@ def positive(a: Value) -> Value:
 
 
 def invert(a: Value) -> Value:
-    """~a."""
-    return ~_widened(a)
+    """~a, computed in a's own width and widened then, as Numba has it: ~uint32(0) is uint64(0xFFFFFFFF)."""
+    return ~a if a.dtype.kind == "b" else _widened(~a)
 
 
 def truth(a: Value) -> Value:
@@ -147,8 +147,8 @@ def cast(dtype: Any) -> Callable[[Value], Value]:
 def _same_type(a: Value, b: Value) -> tuple[Value, Value]:
     if a.dtype == b.dtype:
         return a, b
-    both_ = _ARITHMETIC[a.dtype.num, b.dtype.num]
-    return a.astype(both_), b.astype(both_)
+    together = np.result_type(a, b)
+    return a.astype(together), b.astype(together)
 
 
 def _extreme(whole: Any, floating: Any) -> Callable[..., Value]:
@@ -169,8 +169,8 @@ minimum, maximum = _extreme(np.minimum, np.fmin), _extreme(np.maximum, np.fmax)
 
 
 def absolute(a: Value) -> Value:
-    """abs(a)."""
-    return np.abs(_widened(a))
+    """abs(a), of a's own type."""
+    return np.abs(a)
 
 
 def _real(function: Callable[..., Any]) -> Callable[..., Value]:
