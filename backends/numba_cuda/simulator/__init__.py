@@ -4,6 +4,7 @@ What always holds: it needs numpy alone and imports nothing from outside its fol
 GPU runs.
 """
 
+from . import fragments
 from .faults import (
     BadLaunch,
     DataRace,
@@ -38,6 +39,7 @@ __all__ = [
     "UnsupportedKernel",
     "cuda",
     "device",
+    "fragments",
     "intrinsic",
     "kernel",
     "simulate",
