@@ -26,8 +26,8 @@ class Array:
     """
 
     __slots__ = (
-        "address", "dtype", "flat", "itemsize", "kind", "name", "part", "records", "records_at", "shape", "start", "strides",
-        "where",
+        "address", "dtype", "flat", "itemsize", "kind", "name", "part", "records", "records_at", "shape", "start",
+        "strides", "where",
     )  # fmt: skip
 
     def __init__(
@@ -99,7 +99,8 @@ def global_array(name: str, value: Any, kind: str = "global") -> Array:
 def share_records(arrays: list[Array], written: set[str], block_bits: int) -> None:
     """Gives arrays that a kernel writes, and those that overlap them in memory, their records.
 
-    `block_bits` is `Launch.block_bits`. Arrays that are only read, and whose memory is not written through another, need none.
+    `block_bits` is `Launch.block_bits`. Arrays that are only read, and whose memory is not written through another,
+    need none.
     """
     spans = sorted((a for a in arrays if a.flat.size), key=lambda a: a.address)
     group: list[Array] = []

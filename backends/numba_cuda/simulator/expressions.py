@@ -49,6 +49,7 @@ class Expressions:
         self._outside = names_outside(function)
         self._own_arrays = own_arrays(tree)
         self._temporaries = 0
+        self.call: Callable[..., Any]
 
     def _constant(self, value: Any) -> ast.expr:
         """An expression for a value known now."""
@@ -256,6 +257,7 @@ class Expressions:
 
 
 def arguments_of(names: list[str], defaults: list[ast.expr]) -> ast.arguments:
+    """The parameters of a function to be made."""
     return ast.arguments([], [ast.arg(name) for name in names], None, [], [], None, list(defaults))
 
 

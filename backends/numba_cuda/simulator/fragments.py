@@ -1,7 +1,7 @@
 """What tensor-core instructions compute, for the simulated sides of intrinsics.
 
-Owns `multiply_m16n8k16` and `load_matrices`. What always holds: registers are arrays of shape (warps, 32), where each lane
-of a warp has its elements; the layout is that of the PTX ISA (sections "Matrix fragments for mma.m16n8k16 with
+Owns `multiply_m16n8k16` and `load_matrices`. What always holds: registers are arrays of shape (warps, 32), where each
+lane of a warp has its elements; the layout is that of the PTX ISA (sections "Matrix fragments for mma.m16n8k16 with
 floating-point type" and "ldmatrix"), and nothing else here knows it.
 """
 

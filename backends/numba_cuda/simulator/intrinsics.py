@@ -1,7 +1,7 @@
 """Intrinsics: functions with two sides, one simulated and one that Numba compiles.
 
-Owns `intrinsic` and `Active`. What always holds: the two sides stand in one declaration; a simulated side touches memory
-through `Active` alone, which checks bounds, alignment and races as for any other access.
+Owns `intrinsic` and `Active`. What always holds: the two sides stand in one declaration; a simulated side touches
+memory through `Active` alone, which checks bounds, alignment and races as for any other access.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Active:
     def _check_readable(self, array: Array) -> None:
         if not self._may_read:
             raise UnsupportedKernel(
-                f"an intrinsic reads {array.name} and does not say so; declare it with memory='r'\n  at {site_text(self._site)}"
+                f"an intrinsic reads {array.name} and does not say so; declare it with memory='r'\n"
+                f"  at {site_text(self._site)}"
             )
 
     def _check_writable(self, array: Array) -> None:
@@ -105,6 +106,7 @@ class Intrinsic:
         functools.update_wrapper(self, simulated)
 
     def __call__(self, *arguments: Any) -> Any:
+        """Not outside a kernel."""
         raise TypeError(f"{self.simulated.__name__} means something inside a kernel alone")
 
     @functools.cache  # noqa: B019 (intrinsics live as long as the program)
@@ -125,7 +127,7 @@ class Intrinsic:
                 return tuple(map(given, value))
             if not isinstance(value, (np.ndarray, np.generic)):
                 return value
-            own = value if value.ndim == 0 or lanes is None else value[lanes]
+            own: Any = value if isinstance(value, np.generic) or lanes is None or not value.ndim else value[lanes]
             return np.broadcast_to(own, (threads.mask.count,)).reshape(active.shape)
 
         def taken(value: Any) -> Any:
@@ -157,7 +159,7 @@ class Intrinsic:
 
 
 def _stored_to(simulated: Callable[..., Any], parameters: Sequence[str]) -> frozenset[str]:
-    """The parameters that `active.store` and `store_vector` are called with; all of them where the source does not say."""
+    """The parameters that `active.store` and `store_vector` are called with; all where the source does not say."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(simulated)))
     except (OSError, TypeError, SyntaxError):

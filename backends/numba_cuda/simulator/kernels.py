@@ -52,6 +52,7 @@ class Device:
         functools.update_wrapper(self, python)
 
     def __call__(self, *arguments: Any) -> Any:
+        """Not outside a kernel."""
         raise TypeError(f"{self.python.__name__} runs inside kernels; use .simulate, or .compiled() on a GPU")
 
     def function(self) -> Callable[..., Any]:
@@ -125,7 +126,8 @@ class Launch:
             raise BadLaunch(f"{rewritten.name} takes {len(rewritten.parameters)} arguments, found {len(args)}")
         if checks and math.prod(self.grid) << self.block_bits > THREAD_LIMIT:
             raise BadLaunch(
-                f"{rewritten.name}: more threads than the race checker can number ({THREAD_LIMIT}); run it with checks=False"
+                f"{rewritten.name}: more threads than the race checker can number ({THREAD_LIMIT}); "
+                "run it with checks=False"
             )
         self._rewritten = rewritten
         self._arguments = [_argument(n, value) for n, value in zip(rewritten.parameters, args, strict=True)]

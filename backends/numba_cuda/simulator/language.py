@@ -30,6 +30,7 @@ class CudaName:
         return CudaName(f"{self.path}.{name}" if self.path else name)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Not outside a kernel."""
         raise TypeError(f"cuda.{self.path} means something inside a kernel alone")
 
     def __repr__(self) -> str:
@@ -82,7 +83,7 @@ def _counted(decide: Callable[[Any, int], Any]) -> Callable[..., Any]:
     return barrier
 
 
-def _atomic(apply: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+def _atomic(apply: Callable[..., Any]) -> Callable[..., Any]:
     """`cuda.atomic.<name>(array, index, value)`: thread by thread, in their order; gives the old values."""
 
     def change(threads: Threads, site: int, array: Any, index: Any, *operands: Any) -> Any:
@@ -112,7 +113,8 @@ def _compare_and_swap(threads: Threads, site: int, array: Any, expected: Any, va
 
 
 ATOMICS: dict[str, Callable[..., Any]] = {
-    "add": _atomic(lambda old, x: old + x), "sub": _atomic(lambda old, x: old - x), "max": _atomic(max), "min": _atomic(min),
+    "add": _atomic(lambda old, x: old + x), "sub": _atomic(lambda old, x: old - x),
+    "max": _atomic(max), "min": _atomic(min),
     "nanmax": _atomic(np.fmax), "nanmin": _atomic(np.fmin), "and_": _atomic(lambda old, x: old & x),
     "or_": _atomic(lambda old, x: old | x), "xor": _atomic(lambda old, x: old ^ x), "exch": _atomic(lambda old, x: x),
     "inc": _atomic(lambda old, x: old.dtype.type(0) if old >= x else old + old.dtype.type(1)),
@@ -137,7 +139,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "grid": _grid, "gridsize": _gridsize, "syncthreads": _syncthreads,
     "syncthreads_count": _counted(lambda yes, size: yes),
     "syncthreads_and": _counted(lambda yes, size: yes == size), "syncthreads_or": _counted(lambda yes, size: yes > 0),
-    "syncwarp": warps.syncwarp, "shfl_sync": warps.shfl, "shfl_up_sync": warps.shfl_up, "shfl_down_sync": warps.shfl_down,
+    "syncwarp": warps.syncwarp,
+    "shfl_sync": warps.shfl, "shfl_up_sync": warps.shfl_up, "shfl_down_sync": warps.shfl_down,
     "shfl_xor_sync": warps.shfl_xor, "all_sync": warps.all_sync, "any_sync": warps.any_sync, "eq_sync": warps.eq_sync,
     "ballot_sync": warps.ballot_sync, "activemask": warps.active_mask, "match_any_sync": warps.match_any,
     "lanemask_lt": lambda threads, site: ((1 << threads.lane_of) - 1).astype(np.int32),

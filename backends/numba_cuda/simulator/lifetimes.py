@@ -1,8 +1,8 @@
 """Which assignments may forget the old value.
 
-Owns `forgetful_assignments`. What always holds: where only some threads run, an assignment must keep the others' values,
-unless none of them reads the variable again before it assigns it anew; this module finds, from the source alone,
-assignments of which that is certain.
+Owns `forgetful_assignments`. What always holds: where only some threads run, an assignment must keep the others'
+values, unless none of them reads the variable again before it assigns it anew; this module finds, from the source
+alone, assignments of which that is certain.
 
 The rule: every read of the variable comes after an assignment in the same list of statements, or in a list around it
 (its *cover*, the innermost such list). An assignment may forget if no read's cover is a list strictly around the

@@ -165,8 +165,8 @@ class Loop:
         self._rounds += 1
         if self._rounds > ENDLESS:
             raise EndlessLoop(
-                f"a loop ran {ENDLESS} rounds; threads that wait for threads which have parted from them never see them "
-                f"come\n  at {site_text(self.site)}"
+                f"a loop ran {ENDLESS} rounds; threads that wait for others which have parted from them wait for ever\n"
+                f"  at {site_text(self.site)}"
             )
         return self._threads.alive
 

@@ -63,8 +63,8 @@ def places(threads: Threads, array: Array, index: tuple[Any, ...], lanes: Any, s
     if len(index) != len(shape):
         if len(index) != 1 or strides != strides_of(shape):  # one number, from an intrinsic, is a flat index
             raise UnsupportedKernel(
-                f"{array.kind} array {array.name} has {len(shape)} dimensions, its index {len(index)}; slices of arrays with "
-                f"more dimensions are not known here\n  at {site_text(site)}"
+                f"{array.kind} array {array.name} has {len(shape)} dimensions, its index {len(index)}; slices of "
+                f"arrays with more dimensions are not known here\n  at {site_text(site)}"
             )
         shape, strides = (array.size,), (1,)
     start = array.start
@@ -152,7 +152,7 @@ def spread(threads: Threads, value: Any, lanes: Any) -> Any:
 
 
 def _item(values: Any, index: Any, site: int) -> Any:
-    if isinstance(values, tuple) and isinstance(index, (np.generic, int)):
+    if isinstance(values, tuple) and isinstance(index, np.integer):
         if not -len(values) <= index < len(values):
             raise OutOfBounds(f"item {index} of a tuple of {len(values)} at {site_text(site)}")
         return values[int(index)]
@@ -222,8 +222,9 @@ def check_aligned(threads: Threads, array: Array, places: Any, size: int, lanes:
     """Raises Misaligned where an access of `size` bytes is at an address that is no multiple of it."""
     if array.kind in ("shared", "local") and array.address % size:
         raise Misaligned(
-            f"{array.kind} array {array.name} is accessed {size} bytes at a time and aligned to {array.address & -array.address}"
-            f" alone; make it with alignment={size}\n  {threads.name_of_lane(threads.some_lane())} at {site_text(site)}"
+            f"{array.kind} array {array.name} is accessed {size} bytes at a time and aligned to "
+            f"{array.address & -array.address} alone; make it with alignment={size}\n"
+            f"  {threads.name_of_lane(threads.some_lane())} at {site_text(site)}"
         )
     base = array.address if array.kind in ("global", "const") else 0
     within = places if not array.part else places % array.part

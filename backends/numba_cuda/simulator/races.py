@@ -1,13 +1,13 @@
 """Who touched which element when: the data-race checker and the check for unwritten shared memory.
 
-Owns `Shadow`. What always holds: two accesses to an element by two threads are reported unless a barrier of their block
-or a warp barrier of both lies between them, both are atomic, or both read. Threads of different blocks are never ordered.
-There are no false reports. Of an element's readers the latest is remembered, another *near* it and another *far* from it
-(shared memory: of its warp and not; global memory: of its block and not), so that a write can miss a reader only where
-barriers of a part of the near ones order some of them and not others.
+Owns `Shadow`. What always holds: two accesses to an element by two threads are reported unless a barrier of their
+block or a warp barrier of both lies between them, both are atomic, or both read. Threads of different blocks are never
+ordered. There are no false reports. Of an element's readers the latest is remembered, another *near* it and another
+*far* from it (shared memory: of its warp and not; global memory: of its block and not), so that a write can miss a
+reader only where barriers of a part of the near ones order some of them and not others.
 
-A record is one int64, from the top: when (a count of barriers), the source line, whether another reader near and far was
-remembered at that time, the thread. Threads are numbered so that a warp is 5 bits and a block a fixed number of bits.
+A record is one int64, from the top: when (a count of barriers), the source line, whether another reader near and far
+was remembered at that time, the thread. Threads are numbered so that a warp is 5 bits and a block a fixed number.
 """
 
 from __future__ import annotations

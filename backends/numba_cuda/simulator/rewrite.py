@@ -36,12 +36,14 @@ class Rewritten(Expressions):
         self._loops: list[str] = []
         body = [self._unset(), *self._function_body(tree)]
         defaults = [self._expression(default) for default in tree.args.defaults]
-        made = ast.FunctionDef(self.name, arguments_of([THREADS, *self.parameters], defaults), body, [], type_params=[])
+        made = ast.parse(f"def {self.name}(): pass").body[0]
+        assert isinstance(made, ast.FunctionDef)
+        made.args, made.body = arguments_of([THREADS, *self.parameters], defaults), body
         ast.copy_location(made, tree)
         module = ast.fix_missing_locations(ast.Module([made], []))
         scope: dict[str, Any] = dict(self.names)
         exec(compile(module, self.file, "exec"), scope)
-        self.call: Callable[..., Any] = scope[self.name]
+        self.call = scope[self.name]
 
     def _unset(self) -> ast.stmt:
         own = sorted(self._locals - set(self.parameters))

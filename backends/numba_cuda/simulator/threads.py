@@ -1,8 +1,8 @@
 """The threads of some blocks, run side by side.
 
-Owns `Threads`: what the rewritten kernel speaks to. What always holds: a value of the kernel is a numpy scalar, the same
-for all threads, or an array with one element a thread, those of threads that do not run being of no meaning; memory is
-touched for the threads that run and no others.
+Owns `Threads`: who runs, and the barriers. What always holds: a value of the kernel is a numpy scalar, the same for all
+threads, or an array with one element a thread, those of threads that do not run being of no meaning; threads within a
+function call, a branch or a loop are some of those outside.
 """
 
 from __future__ import annotations
@@ -211,18 +211,17 @@ class Threads:
         for what, place, gone in self._whereabouts(lanes[~here]):
             lines.append(f"  {self._threads_text(gone)} {what} {site_text(place)}")
         raise DivergentBarrier(
-            f"deadlock in block {self._block_text(block)}: a barrier that {int(here.sum())} of its {self.block_size} threads "
-            "reach\n" + "\n".join(lines)
+            f"deadlock in block {self._block_text(block)}: a barrier that {int(here.sum())} of its {self.block_size} "
+            "threads reach\n" + "\n".join(lines)
         )
 
     def _whereabouts(self, lanes: Any) -> list[tuple[str, int, Any]]:
         """What became of threads that do not run: (words, place, threads)."""
         found: list[tuple[str, int, Any]] = []
         if self.left_at is not None:
-            for place in np.unique(self.left_at[lanes]):
-                if place:
-                    found.append(("returned at", int(place), lanes[self.left_at[lanes] == place]))
-            lanes = lanes[self.left_at[lanes] == 0]
+            left = self.left_at[lanes]
+            found += [("returned at", int(place), lanes[left == place]) for place in np.unique(left[left != 0])]
+            lanes = lanes[left == 0]
         inner = self.mask.bits
         for parted in reversed(self.parted):
             gone = lanes[parted.entry.bits[lanes] & ~inner[lanes]]

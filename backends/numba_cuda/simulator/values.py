@@ -21,8 +21,8 @@ from .faults import UnsupportedKernel
 Value = Any
 """A numpy scalar or an array of one element a thread."""
 
-_KINDS = [np.dtype(t) for t in (np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64,
-                                np.longlong, np.ulonglong, np.float16, np.float32, np.float64)]  # fmt: skip
+_KINDS = list(map(np.dtype, "?bBhHiIlLqQefd"))
+"""All types of numbers; `l` and `q` are the same on most systems, and numpy keeps them apart."""
 
 
 def _arithmetic(a: np.dtype[Any], b: np.dtype[Any]) -> np.dtype[Any]:
@@ -231,8 +231,10 @@ MATH: dict[Any, Callable[..., Value]] = {
 
 _DIVIDED = _real(lambda a, b: a / b)
 LIBDEVICE: dict[str, Callable[..., Value]] = {
-    "exp": EXP, "log": LOG, "sqrt": SQRT, "tanh": TANH, "exp2": _real(np.exp2), "exp10": _real(lambda a: np.power(a.dtype.type(10), a)),
-    "log2": _real(np.log2), "log10": _real(np.log10), "sin": _real(np.sin), "cos": _real(np.cos), "rsqrt": _real(_reciprocal_root),
+    "exp": EXP, "log": LOG, "sqrt": SQRT, "tanh": TANH, "exp2": _real(np.exp2),
+    "exp10": _real(lambda a: np.power(a.dtype.type(10), a)),
+    "log2": _real(np.log2), "log10": _real(np.log10), "sin": _real(np.sin), "cos": _real(np.cos),
+    "rsqrt": _real(_reciprocal_root),
     "pow": _real(np.power), "fdivide": _DIVIDED, "fma": fma, "fmin": minimum, "fmax": maximum, "fabs": absolute,
     "rcp": _real(lambda a: 1 / a), "floor": _real(np.floor), "ceil": _real(np.ceil), "rint": _real(np.rint),
     "trunc": _real(np.trunc), "erf": MATH[math.erf],
@@ -244,7 +246,7 @@ _LIBDEVICE_KINDS = {
 
 
 def libdevice(name: str) -> Callable[..., Value]:
-    """The function `cuda.libdevice.<name>`: float32's ends in f; `fast_` and a rounding mode make no difference here."""
+    """The function `cuda.libdevice.<name>`: float32's ends in f; `fast_` and rounding modes make no difference here."""
     if name in _LIBDEVICE_KINDS:
         kind = np.dtype(_LIBDEVICE_KINDS[name])
         source = np.dtype(_SOURCES[name])

@@ -1,7 +1,7 @@
 """Shuffles, votes and warp barriers.
 
-Owns what `cuda.shfl_sync` and kin do. What always holds: every lane that a mask names and that has not returned takes part
-in the same call with the same mask, and a lane's value is only read from one that takes part; else it is a fault.
+Owns what `cuda.shfl_sync` and kin do. What always holds: every lane that a mask names and that has not returned takes
+part in the same call with the same mask, and a lane's value is only read from one that takes part; else it is a fault.
 """
 
 from __future__ import annotations

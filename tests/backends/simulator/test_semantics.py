@@ -163,7 +163,7 @@ def _numba_type(operate: Callable[..., Any], *operands: Any) -> np.dtype[Any]:
 def test_a_result_has_the_type_that_numba_infers(ours: Any, operate: Callable[..., Any]) -> None:
     of_bits = operate in (operator.and_, operator.or_, operator.xor, operator.lshift)
     for a, b in itertools.product(NUMBERS, NUMBERS):
-        if of_bits and "f" in a.dtype.kind + b.dtype.kind or operate is max and "b" in a.dtype.kind + b.dtype.kind:
+        if (of_bits and "f" in a.dtype.kind + b.dtype.kind) or (operate is max and "b" in a.dtype.kind + b.dtype.kind):
             continue
         with np.errstate(all="ignore"):
             found = ours(a, b)
