@@ -48,34 +48,41 @@ class Device:
     """A function that kernels call."""
 
     def __init__(self, python: Callable[..., Any], options: dict[str, Any] | None = None) -> None:
-        self.python, self._options = python, options or {}
+        self.python, self.options = python, options or {}
+        self._compiled: dict[str, Any] = {}
         functools.update_wrapper(self, python)
 
     def __call__(self, *arguments: Any) -> Any:
         """Not outside a kernel."""
         raise TypeError(f"{self.python.__name__} runs inside kernels; use .simulate, or .compiled() on a GPU")
 
-    def function(self) -> Callable[..., Any]:
-        """The plain function, its global names bound to Numba's counterparts: for `numba.cuda.jit` or `compile_ptx`."""
-        return _for_numba(self.python)
+    def function(self, target: str = "") -> Callable[..., Any]:
+        """The plain function, its global names bound to Numba's counterparts: for `numba.cuda.jit` or `compile_ptx`.
 
-    @functools.cache  # noqa: B019 (kernels live as long as the program)
-    def compiled(self) -> Any:
-        """What `numba.cuda.jit(device=True)` makes of it."""
-        from numba import cuda
+        Numba keeps what it has compiled of a device function, whatever GPU that was for; with another `target` (any
+        text) the device functions are others.
+        """
+        return _for_numba(self.python, target)
 
-        return cuda.jit(device=True, **self._options)(self.function())
+    def compiled(self, target: str = "") -> Any:
+        """What `numba.cuda.jit` makes of it, the same object each time."""
+        if target not in self._compiled:
+            from numba import cuda
+
+            self._compiled[target] = cuda.jit(device=True, **self.options)(self.function(target))
+        return self._compiled[target]
 
 
 class Kernel(Device):
     """A kernel."""
 
-    @functools.cache  # noqa: B019 (kernels live as long as the program)
-    def compiled(self) -> Any:
+    def compiled(self, target: str = "") -> Any:
         """What `numba.cuda.jit` makes of it: `kernel.compiled()[grid, block, stream, shared_bytes](*arguments)`."""
-        from numba import cuda
+        if target not in self._compiled:
+            from numba import cuda
 
-        return cuda.jit(**self._options)(self.function())
+            self._compiled[target] = cuda.jit(**self.options)(self.function(target))
+        return self._compiled[target]
 
     def prepare(
         self, grid: int | Sequence[int], block: int | Sequence[int], args: Sequence[Any], shared_bytes: int = 0,
@@ -161,12 +168,12 @@ def _argument(name: str, value: Any) -> Any:
     return value if value is None else global_array(name, value)
 
 
-def _for_numba(python: Callable[..., Any]) -> Callable[..., Any]:
+def _for_numba(python: Callable[..., Any], target: str) -> Callable[..., Any]:
     """A copy of a function whose names from outside mean what Numba knows."""
     code = python.__code__
-    scope = {name: _counterpart(value) for name, value in python.__globals__.items() if name in _names_in(code)}
+    scope = {name: _counterpart(value, target) for name, value in python.__globals__.items() if name in _names_in(code)}
     scope["__builtins__"] = __builtins__
-    cells = tuple(types.CellType(_counterpart(cell.cell_contents)) for cell in python.__closure__ or ())
+    cells = tuple(types.CellType(_counterpart(cell.cell_contents, target)) for cell in python.__closure__ or ())
     made = types.FunctionType(code, scope, python.__name__, python.__defaults__, cells)
     made.__module__, made.__doc__, made.__qualname__ = python.__module__, python.__doc__, python.__qualname__
     return made
@@ -177,18 +184,24 @@ def _names_in(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names_in, inner)) if inner else set(code.co_names)
 
 
-def _counterpart(value: Any) -> Any:
+def _counterpart(value: Any, target: str) -> Any:
     name = as_cuda_name(value)
     if name is not None:
-        return numba_name(name)
-    if isinstance(value, (Device, Intrinsic)):
+        return _numba_name(name)
+    if isinstance(value, Device):
+        return value.compiled(target)
+    if isinstance(value, Intrinsic):
         return value.compiled()
-    if isinstance(value, types.FunctionType) and not hasattr(value, "__numba__"):
-        return Device(value).compiled()
-    return value
+    return _device_of(value).compiled(target) if isinstance(value, types.FunctionType) else value
 
 
-def numba_name(name: CudaName) -> Any:
+@functools.cache
+def _device_of(function: types.FunctionType) -> Device:
+    """A plain function that a kernel calls."""
+    return Device(function)
+
+
+def _numba_name(name: CudaName) -> Any:
     """What a name of `cuda` is in Numba."""
     from numba import cuda
 
