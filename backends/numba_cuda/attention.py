@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from slotwise.backends.numba_cuda.activation import bounded_tanh
+from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, warps_for
 from slotwise.backends.numba_cuda.blocks import ALL, LEAST, WARP, ZERO, greater
 from slotwise.backends.numba_cuda.elements import NONE, PACK, add, dot, each, elements_of, keep, kept, share
 from slotwise.backends.numba_cuda.elements import scale as times
@@ -25,7 +26,9 @@ from slotwise.backends.numba_cuda.launch import Scratch, Step, aligned_size, cud
 from slotwise.backends.numba_cuda.linear import lane_sum
 from slotwise.backends.numba_cuda.rotary import is_last_writer
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
+from slotwise.backends.numba_cuda.tensor_cores import HALVES
 from slotwise.core.backend import CallSpec
+from slotwise.core.errors import BackendError
 from slotwise.core.specs import DType
 
 SPLIT = 256
@@ -281,7 +284,8 @@ def write(vector: bool, dtype: DType, width: int) -> Any:
     def write(k, v, k_cache, v_cache, slots, rows):
         row = cuda.blockIdx.x
         at = (cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x) * PACK
-        if at < width and is_last_writer(slots, row, rows):
+        writes = is_last_writer(slots, row, rows)
+        if at < width and writes:
             left = width - at
             source = row * width + at
             target = slots[row] * width + at
@@ -351,6 +355,26 @@ def _split(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     )
 
 
+def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+    dims, shape = dims_of(call), shape_of(call, aligned)
+    if not shape.vector:
+        # Copies into shared memory are of 16 bytes: tensors that start elsewhere take the other way.
+        raise BackendError("attention.tiles needs tensors that start at a multiple of 16 bytes; take attention.split")
+    sequences, columns, _, scale, softcap = numbers_of(call)
+    inputs = ("q", "k_cache", "v_cache", "row_start", "kv_len", "page_table", "out")
+    made = attend_tiles(shape, sequence_of)
+    threads = WARP * warps_for(dims["D"])
+    return (Step(made, (dims["T"], dims["Hq"]), threads, (*inputs, sequences, columns, scale, softcap)),)
+
+
+def _refuses_tiles(call: CallSpec) -> str | None:
+    if call.dtype not in HALVES:
+        return f"tensor cores multiply bf16 and fp16, not {call.dtype.value}"
+    if dims_of(call)["D"] % PACK:
+        return f"it copies 16 bytes at a time, and a head of {dims_of(call)['D']} has a rest"
+    return refuses(call)
+
+
 def _workspace(call: CallSpec) -> int:
     big, small, splits = _arrays(call)
     return big + 2 * small if splits > 1 else 0
@@ -377,4 +401,5 @@ def refuses(call: CallSpec) -> str | None:
 KERNELS = (
     cuda_kernel("write_slots", "rows", _write),
     cuda_kernel("attention", "split", _split, refuses=refuses, workspace=_workspace),
+    cuda_kernel("attention", "tiles", _tiles, refuses=_refuses_tiles, invariant_rows=0),
 )

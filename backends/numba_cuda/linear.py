@@ -25,11 +25,13 @@ from slotwise.backends.numba_cuda.elements import PACK, elements_of
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
 from slotwise.backends.numba_cuda.linear_rows import (
     COLUMNS,
-    MOST_TILES,
     TILE,
     multiply_rows_on_tensor_cores,
+    tiles_for,
     warps_for,
 )
+from slotwise.backends.numba_cuda.linear_tiles import ROWS, columns_of, multiply_tiles
+from slotwise.backends.numba_cuda.linear_tiles import THREADS as TILE_THREADS
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.backends.numba_cuda.tensor_cores import HALVES
 from slotwise.core.backend import CallSpec, Kernel
@@ -217,7 +219,7 @@ def gate_elements(dtype: DType, vector: bool, activation: str) -> Any:
 def _rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     rows, of = product_of(call, aligned)
     if of.vector and of.dtype in HALVES:
-        tiles = min(MOST_TILES, 1 << max(0, math.ceil(rows / COLUMNS) - 1).bit_length())
+        tiles = tiles_for(rows, of.gated)
         made = multiply_rows_on_tensor_cores(of, finisher(of), tiles)
         grid = (math.ceil(of.outputs / TILE), math.ceil(rows / (tiles * COLUMNS)))
         return (Step(made, grid, WARP * warps_for(of.outputs, of.inner), (*operands(of), rows)),)
@@ -225,6 +227,23 @@ def _rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     groups = THREADS // lanes_for(of.inner)
     grid = (math.ceil(of.outputs / groups), math.ceil(rows / tile))
     return (Step(multiply_rows(of, tile), grid, THREADS, (*operands(of), rows)),)
+
+
+def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+    rows, of = product_of(call, aligned)
+    if not of.vector:
+        return _rows(call, aligned)  # copies into shared memory are of 16 bytes
+    grid = (math.ceil(of.outputs / columns_of(of.gated)), math.ceil(rows / ROWS))
+    return (Step(multiply_tiles(of, finisher(of)), grid, TILE_THREADS, (*operands(of), rows)),)
+
+
+def _refuses_tiles(call: CallSpec) -> str | None:
+    if call.dtype not in HALVES:
+        return f"tensor cores multiply bf16 and fp16, not {call.dtype.value}"
+    _, of = product_of(call, True)
+    if of.inner % PACK:
+        return f"it copies 16 bytes at a time, and a row of {of.inner} elements has a rest"
+    return _refuses(call)
 
 
 def _gate(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
@@ -241,7 +260,10 @@ def _refuses(call: CallSpec) -> str | None:
 
 
 def _kernels(op: str) -> tuple[Kernel, ...]:
-    return (cuda_kernel(op, "rows", _rows, refuses=_refuses),)
+    return (
+        cuda_kernel(op, "rows", _rows, refuses=_refuses),
+        cuda_kernel(op, "tiles", _tiles, refuses=_refuses_tiles, invariant_rows=0),
+    )
 
 
 KERNELS = (

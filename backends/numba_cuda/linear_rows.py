@@ -32,8 +32,8 @@ TILE = 16
 COLUMNS = 8
 """Rows of x that one product takes: columns of the right matrix."""
 
-MOST_TILES = 8
-"""Products that a warp makes with the weights it has read: 64 rows of x."""
+MOST_SUMS = 8
+"""Products that a warp makes with the weights it has read, gate's and up's together: what its registers hold."""
 
 CHUNK = 64
 """Elements of K that a warp reads at a time."""
@@ -50,6 +50,11 @@ def warps_for(outputs: int, inner: int) -> int:
     while warps < 16 and blocks * warps < BUSY and inner >= 4 * warps * CHUNK:
         warps *= 2
     return warps
+
+
+def tiles_for(rows: int, gated: bool) -> int:
+    """Groups of 8 rows that a block takes."""
+    return min(MOST_SUMS // (2 if gated else 1), 1 << max(0, math.ceil(rows / COLUMNS) - 1).bit_length())
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Rotary position embedding, alone and fused with the cache write.
 
 Owns the kernels of `rotary` and `rotary_write`. What always holds: a thread rotates one pair of dimensions of one head
-in float32 and rounds once; what is not rotated, and values, are copied. Of consecutive rows with one slot (padding, in
-the scratch page) the last alone writes it, so what a slot holds does not depend on the order of threads.
+in float32 and rounds once; what is not rotated, and values, are copied. Of rows with one slot (padding, in the
+scratch page) the last alone writes it, so what a slot holds does not depend on the order of threads.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import math
 from typing import Any
+
+import numpy as np
 
 from slotwise.backends.numba_cuda.elements import elements_of
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel, dims_of
@@ -24,8 +26,12 @@ THREADS = 128
 
 @device
 def is_last_writer(slots, row, rows):
-    """Whether `row` writes its slot: the next row does not have the same one."""
-    return slots[row + 1] != slots[row] if row + 1 < rows else True
+    """Whether `row` writes its slot: no later row has the same one. All threads of a block ask together."""
+    later = np.int32(0)
+    for other in range(row + 1 + cuda.threadIdx.x, rows, cuda.blockDim.x):
+        if slots[other] == slots[row]:
+            later = np.int32(1)
+    return cuda.syncthreads_or(later) == 0
 
 
 @functools.cache
@@ -88,6 +94,7 @@ def rotate_and_write(dtype: DType, q_heads: int, kv_heads: int, head_dim: int, w
     def rotate_and_write(q, k, v, positions, cos, sin, k_cache, v_cache, slots, rotated_q, rows):
         row = cuda.blockIdx.x
         item = cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+        writes = is_last_writer(slots, row, rows)
         if item < work:
             at = positions[row] * width
             head = item // units
@@ -95,7 +102,7 @@ def rotate_and_write(dtype: DType, q_heads: int, kv_heads: int, head_dim: int, w
             if head < q_heads:
                 place = (row * q_heads + head) * head_dim
                 pair(q, place, rotated_q, place, cos, sin, at, unit)
-            elif is_last_writer(slots, row, rows):
+            elif writes:
                 slot = slots[row] * copied
                 if item < rotated:
                     place = (head - q_heads) * head_dim

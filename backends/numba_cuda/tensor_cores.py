@@ -21,6 +21,9 @@ from slotwise.backends.numba_cuda.elements import PACK, _from_bf16, _from_f16, _
 from slotwise.backends.numba_cuda.simulator import intrinsic
 from slotwise.core.specs import DType
 
+ALIGNMENT = 16
+"""Bytes: where an array in shared memory must start to be copied to and read so."""
+
 _LANE = np.arange(32)
 _G, _T = _LANE // 4, _LANE % 4
 
