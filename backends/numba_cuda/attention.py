@@ -1,7 +1,7 @@
 """Ragged paged attention for decode and verification, and cache writes.
 
-Owns the kernels of `write_slots` and `attention`. What always holds: a block does one row with all query heads of one kv
-head, over one split of the keys; splits have a size that the page table's width alone decides, keys go to groups of
+Owns the kernels of `write_slots` and `attention`. What always holds: a block does one row with up to four query heads of one
+kv head, over one split of the keys; splits have a size that the page table's width alone decides, keys go to groups of
 lanes by their place in the row's own span, and all is summed in that order, so a row's bits do not depend on the others'.
 `attention.tiles` is for prefill (`attention_tiles.py`) and promises nothing.
 """
@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from slotwise.backends.numba_cuda.activation import bounded_tanh
-from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, warps_for
+from slotwise.backends.numba_cuda.attention_tiles import THREADS as TILE_THREADS
+from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, parts_for
 from slotwise.backends.numba_cuda.blocks import ALL, LEAST, WARP, ZERO, greater
 from slotwise.backends.numba_cuda.elements import NONE, PACK, add, dot, each, elements_of, keep, kept, share
 from slotwise.backends.numba_cuda.elements import scale as times
@@ -36,6 +37,9 @@ SPLIT = 256
 
 MOST_SPLITS = 32
 """A longer page table gets longer splits."""
+
+MOST_HEADS = 4
+"""Query heads of one kv head that a block does with the keys and values it has read."""
 
 THREADS = 128
 WARPS = THREADS // WARP
@@ -58,6 +62,11 @@ class Shape:
     def group(self) -> int:
         """Query heads that share a kv head."""
         return self.q_heads // self.kv_heads
+
+    @property
+    def heads(self) -> int:
+        """Query heads of one block: what its registers hold."""
+        return max(n for n in range(1, MOST_HEADS + 1) if self.group % n == 0)
 
     @property
     def lanes(self) -> int:
@@ -134,10 +143,11 @@ def team_max(lanes: int) -> Any:
 
 @functools.cache
 def attend(shape: Shape, splits: int) -> Any:
-    """One row, the query heads of one kv head, one split of the keys."""
+    """One row, query heads of one kv head, one split of the keys."""
     of = elements_of(shape.dtype, shape.vector)
     load, narrow = of.load, of.narrow
-    group, lanes, head_dim = shape.group, shape.lanes, shape.head_dim
+    heads, lanes, head_dim = shape.heads, shape.lanes, shape.head_dim
+    blocks = shape.group // heads  # that share a kv head
     q_heads, kv_heads, page_size, window = shape.q_heads, shape.kv_heads, shape.page_size, shape.window
     summed, capped = lane_sum(lanes), shape.capped
     teams = THREADS // lanes  # groups of lanes, each with keys of its own
@@ -154,17 +164,17 @@ def attend(shape: Shape, splits: int) -> Any:
         outs = cuda.shared.array(size_of_outs, np.float32)
         highs = cuda.shared.array(WARPS, np.float32)
         masses = cuda.shared.array(WARPS, np.float32)
-        queries = cuda.local.array((group, PACK), np.float32)
-        acc = cuda.local.array((group, PACK), np.float32)
-        best = cuda.local.array(group, np.float32)
-        mass = cuda.local.array(group, np.float32)
+        queries = cuda.local.array((heads, PACK), np.float32)
+        acc = cuda.local.array((heads, PACK), np.float32)
+        best = cuda.local.array(heads, np.float32)
+        mass = cuda.local.array(heads, np.float32)
         row = cuda.blockIdx.x
-        kv_head = cuda.blockIdx.y
+        kv_head = cuda.blockIdx.y // blocks
         split = cuda.blockIdx.z
         thread = cuda.threadIdx.x
         team = thread // lanes
         d = thread % lanes * PACK
-        first_head = row * q_heads + kv_head * group
+        first_head = row * q_heads + cuda.blockIdx.y * heads
         b = sequence_of(row, row_start, sequences)
         begin, end = np.int64(0), np.int64(0)
         if b < sequences:
@@ -175,10 +185,10 @@ def attend(shape: Shape, splits: int) -> Any:
                 begin = max(begin, position - window + 1)
         elif splits == 1:
             # Padding: nothing is read for it, and the result is zero.
-            for at in range(thread, group * head_dim, THREADS):
+            for at in range(thread, heads * head_dim, THREADS):
                 out[first_head * head_dim + at] = narrow(ZERO)
         if begin < end:
-            for j in range(group):
+            for j in range(heads):
                 best[j] = LEAST
                 mass[j] = ZERO
                 values = load(q, (first_head + j) * head_dim + d, head_dim - d) if d < head_dim else NONE
@@ -194,7 +204,7 @@ def attend(shape: Shape, splits: int) -> Any:
                     at = (slot * kv_heads + kv_head) * head_dim + d
                     keys = load(k_cache, at, head_dim - d)
                     values = load(v_cache, at, head_dim - d)
-                for j in range(group):
+                for j in range(heads):
                     score = summed(dot(ZERO, kept(queries, j), keys))
                     if capped:
                         score = bounded_tanh(score / softcap) * softcap
@@ -204,7 +214,7 @@ def attend(shape: Shape, splits: int) -> Any:
                         best[j] = higher
                         mass[j] = mass[j] * shrink + weight
                         keep(acc, j, add(times(kept(acc, j), shrink), times(values, weight)))
-            for j in range(group):
+            for j in range(heads):
                 # Teams of a warp first, by shuffles; then warp after warp.
                 highest = among_max(best[j])
                 shrink = ZERO if best[j] == LEAST else math.exp(best[j] - highest)
@@ -338,7 +348,7 @@ def _split(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     dims, shape, numbers = dims_of(call), shape_of(call, aligned), numbers_of(call)
     big, small, splits = _arrays(call)
     inputs = ("q", "k_cache", "v_cache", "row_start", "kv_len", "page_table", "out")
-    grid = (dims["T"], dims["Hkv"], splits)
+    grid = (dims["T"], dims["Hq"] // shape.heads, splits)
     if splits == 1:
         # Nothing is written in parts: an int32 array that is read anyway stands in for each.
         return (Step(attend(shape, 1), grid, THREADS, (*inputs, "kv_len", "kv_len", "kv_len", *numbers)),)
@@ -363,8 +373,8 @@ def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     sequences, columns, _, scale, softcap = numbers_of(call)
     inputs = ("q", "k_cache", "v_cache", "row_start", "kv_len", "page_table", "out")
     made = attend_tiles(shape, sequence_of)
-    threads = WARP * warps_for(dims["D"])
-    return (Step(made, (dims["T"], dims["Hq"]), threads, (*inputs, sequences, columns, scale, softcap)),)
+    grid = (dims["T"], dims["Hq"], parts_for(dims["D"]))
+    return (Step(made, grid, TILE_THREADS, (*inputs, sequences, columns, scale, softcap)),)
 
 
 def _refuses_tiles(call: CallSpec) -> str | None:

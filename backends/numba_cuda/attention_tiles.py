@@ -1,9 +1,9 @@
 """Paged attention for prefill chunks, on tensor cores.
 
-Owns `attend_tiles`. What always holds: a block does up to 64 consecutive rows of one sequence for one query head (32
-where heads are wider than 128), tile by tile of its keys, with the softmax kept up as it goes (Dao, 2023); scores never
-leave registers, and become weights there in the very layout that the second product takes. It promises no row
-invariance.
+Owns `attend_tiles`. What always holds: a block does up to 64 consecutive rows of one sequence for one query head (one
+half of its dimensions where there are more than 128), tile by tile of its keys, with the softmax kept up as it goes
+(Dao, 2023); scores never leave registers, and become weights there in the very layout that the second product takes. It
+promises no row invariance.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -33,12 +33,17 @@ if TYPE_CHECKING:
     from slotwise.backends.numba_cuda.attention import Shape
 
 WIDE = 128
-"""Heads with more dimensions get smaller tiles, so that they fit 48 KiB of shared memory."""
+"""Dimensions of a result that a block's registers hold: wider heads are shared by two blocks."""
+
+WARPS = 4
+"""Each has 16 rows."""
+
+ROWS, THREADS = WARPS * 16, WARPS * WARP
 
 
-def warps_for(head_dim: int) -> int:
-    """Warps of a block; each has 16 rows."""
-    return 4 if head_dim <= WIDE else 2
+def parts_for(head_dim: int) -> int:
+    """Blocks that share a head: each computes all scores, and its own dimensions of the result."""
+    return math.ceil(head_dim / WIDE)
 
 
 @device
@@ -63,13 +68,13 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
     narrow = elements_of(shape.dtype, False).narrow
     head_dim, q_heads, kv_heads, group = shape.head_dim, shape.q_heads, shape.kv_heads, shape.group
     page_size, window, capped = shape.page_size, shape.window, shape.capped
-    warps = warps_for(head_dim)
-    rows, keys = warps * 16, 32 if head_dim <= WIDE else 16
-    threads = warps * WARP
+    rows, threads, keys = ROWS, THREADS, 32 if head_dim <= WIDE else 16
     deep = math.ceil(head_dim / 16)  # steps of 16 dimensions
+    own = math.ceil(deep / parts_for(head_dim))  # of which the block has a result for so many
     packs, stride = deep * 2, deep * 16 + PACK
-    query_size, key_size = rows * stride, keys * stride
-    key_frags, out_frags = keys // 8, deep * 2
+    own_packs, own_stride = own * 2, own * 16 + PACK
+    query_size, key_size, value_size = rows * stride, keys * stride, keys * own_stride
+    key_frags, out_frags = keys // 8, own * 2
 
     @device
     def multiply(acc, j, a0, a1, a2, a3, b0, b1):
@@ -85,7 +90,7 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
     ):
         queries = cuda.shared.array(query_size, np.uint16, alignment=ALIGNMENT)
         near_keys = cuda.shared.array(key_size, np.uint16, alignment=ALIGNMENT)
-        near_values = cuda.shared.array(key_size, np.uint16, alignment=ALIGNMENT)
+        near_values = cuda.shared.array(value_size, np.uint16, alignment=ALIGNMENT)
         acc = cuda.local.array((out_frags, 4), np.float32)
         scores = cuda.local.array((key_frags, 4), np.float32)
         best = cuda.local.array(2, np.float32)
@@ -98,6 +103,8 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
         row = np.int64(cuda.blockIdx.x)
         head = cuda.blockIdx.y
         kv_head = head // group
+        begin_d = cuda.blockIdx.z * (own * 16)
+        end_d = min(begin_d + own * 16, head_dim)
         b = sequence_of(row, row_start, sequences)
         first, last = np.int64(0), np.int64(0)
         starts = False
@@ -107,7 +114,7 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
             # The tile that starts at an earlier row has this one otherwise.
             starts = (row - first) % rows == 0
         else:
-            for d in range(thread, head_dim, threads):
+            for d in range(begin_d + thread, end_d, threads):
                 out[(row * q_heads + head) * head_dim + d] = narrow(ZERO)
         if starts:
             position = kv_len[b] - last + row
@@ -140,6 +147,15 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
                         slot = page_table[b * columns + key // page_size] * page_size + key % page_size
                         source = (slot * kv_heads + kv_head) * head_dim + d
                     copy_16(near_keys, at, k_cache, source, live)
+                for item in range(thread, keys * own_packs, threads):
+                    key = start + item // own_packs
+                    d = item % own_packs * PACK
+                    at = item // own_packs * own_stride + d
+                    live = key < end and begin_d + d < head_dim
+                    source = np.int64(0)
+                    if live:
+                        slot = page_table[b * columns + key // page_size] * page_size + key % page_size
+                        source = (slot * kv_heads + kv_head) * head_dim + begin_d + d
                     copy_16(near_values, at, v_cache, source, live)
                 all_copies_done()
                 cuda.syncthreads()
@@ -188,8 +204,8 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
                     a1 = pack(scores[2 * j, 2], scores[2 * j, 3])
                     a2 = pack(scores[2 * j + 1, 0], scores[2 * j + 1, 1])
                     a3 = pack(scores[2 * j + 1, 2], scores[2 * j + 1, 3])
-                    for step in range(deep):
-                        place = (j * 16 + lane % 16) * stride + step * 16 + lane // 16 * 8
+                    for step in range(own):
+                        place = (j * 16 + lane % 16) * own_stride + step * 16 + lane // 16 * 8
                         m = load_matrices_transposed(near_values, place)
                         multiply(acc, 2 * step, a0, a1, a2, a3, m[0], m[1])
                         multiply(acc, 2 * step + 1, a0, a1, a2, a3, m[2], m[3])
@@ -200,8 +216,8 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
                     place = (its_row * q_heads + head) * head_dim
                     for j in range(out_frags):
                         for c in range(2):
-                            d = j * 8 + t * 2 + c
-                            if d < head_dim:
+                            d = begin_d + j * 8 + t * 2 + c
+                            if d < end_d:
                                 out[place + d] = narrow(acc[j, i * 2 + c] / mass[i])
 
     return attend_tiles

@@ -40,6 +40,7 @@ STRIDE = SLICE + PACK
 STAGE = ROWS * STRIDE
 """Elements of one slice of x, and of weight, in shared memory."""
 
+STAGES = 2 * STAGE
 THREADS = 256
 PACKS = SLICE // PACK
 HALF = 32
@@ -97,8 +98,8 @@ def multiply_tiles(of: Product, finish: Any) -> Any:
 
     @kernel
     def multiply_tiles(x, weight, bias, out, second, third, count):
-        left = cuda.shared.array(2 * STAGE, np.uint16, alignment=ALIGNMENT)
-        right = cuda.shared.array(2 * STAGE, np.uint16, alignment=ALIGNMENT)
+        left = cuda.shared.array(STAGES, np.uint16, alignment=ALIGNMENT)
+        right = cuda.shared.array(STAGES, np.uint16, alignment=ALIGNMENT)
         acc = cuda.local.array((2, 8, 4), np.float32)
         lane = cuda.threadIdx.x % WARP
         warp = cuda.threadIdx.x // WARP
