@@ -39,21 +39,25 @@ NONE = (ZERO,) * PACK
 f32 = np.float32
 
 
-def _from_bf16(bits):
+def of_bf16(bits):
+    """float32 of bf16 bits, as numpy arrays."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def _to_bf16(value):
+def bf16_bits(value):
+    """bf16 bits of float32, to nearest even, as numpy arrays."""
     bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(value), np.uint32(0x7FFF), rounded).astype(np.uint16)
 
 
-def _from_f16(bits):
+def of_f16(bits):
+    """float32 of fp16 bits, as numpy arrays."""
     return np.ascontiguousarray(bits, np.uint16).view(np.float16).astype(np.float32)
 
 
-def _to_f16(value):
+def f16_bits(value):
+    """fp16 bits of float32, to nearest even, as numpy arrays."""
     with np.errstate(over="ignore"):
         return np.asarray(value, np.float32).astype(np.float16).view(np.uint16)
 
@@ -61,25 +65,25 @@ def _to_f16(value):
 @intrinsic(numba=assembly.widen_bf16)
 def widen_bf16(active, bits):
     """The float32 that has these bf16 bits as its upper half."""
-    return _from_bf16(np.asarray(bits, np.uint16))
+    return of_bf16(np.asarray(bits, np.uint16))
 
 
 @intrinsic(numba=assembly.round_bf16)
 def round_bf16(active, value):
     """The bits of the bf16 nearest to `value`, of two the even one; 0x7FFF for a NaN (PTX: `cvt.rn.bf16.f32`)."""
-    return _to_bf16(value)
+    return bf16_bits(value)
 
 
 @intrinsic(numba=assembly.widen_f16)
 def widen_f16(active, bits):
     """The float32 equal to the fp16 with these bits."""
-    return _from_f16(bits)
+    return of_f16(bits)
 
 
 @intrinsic(numba=assembly.round_f16)
 def round_f16(active, value):
     """The bits of the fp16 nearest to `value`, of two the even one (PTX: `cvt.rn.f16.f32`)."""
-    return _to_f16(value)
+    return f16_bits(value)
 
 
 @intrinsic(numba=assembly.bits_of)
@@ -91,13 +95,13 @@ def bits_of(active, value):
 @intrinsic(numba=assembly.load_8_bf16, memory="r")
 def load_8_bf16(active, array, index):
     """Eight bf16 by one 16-byte load, as float32."""
-    return tuple(_from_bf16(part) for part in active.load_vector(array, index, PACK))
+    return tuple(of_bf16(part) for part in active.load_vector(array, index, PACK))
 
 
 @intrinsic(numba=assembly.load_8_f16, memory="r")
 def load_8_f16(active, array, index):
     """Eight fp16 by one 16-byte load, as float32."""
-    return tuple(_from_f16(part) for part in active.load_vector(array, index, PACK))
+    return tuple(of_f16(part) for part in active.load_vector(array, index, PACK))
 
 
 @intrinsic(numba=assembly.load_8_f32, memory="r")
@@ -116,13 +120,13 @@ def load_words(active, array, index):
 @intrinsic(numba=assembly.store_8_bf16, memory="w")
 def store_8_bf16(active, array, index, v0, v1, v2, v3, v4, v5, v6, v7):
     """Eight float32 rounded to bf16, by one 16-byte store."""
-    active.store_vector(array, index, tuple(_to_bf16(v) for v in (v0, v1, v2, v3, v4, v5, v6, v7)))
+    active.store_vector(array, index, tuple(bf16_bits(v) for v in (v0, v1, v2, v3, v4, v5, v6, v7)))
 
 
 @intrinsic(numba=assembly.store_8_f16, memory="w")
 def store_8_f16(active, array, index, v0, v1, v2, v3, v4, v5, v6, v7):
     """Eight float32 rounded to fp16, by one 16-byte store."""
-    active.store_vector(array, index, tuple(_to_f16(v) for v in (v0, v1, v2, v3, v4, v5, v6, v7)))
+    active.store_vector(array, index, tuple(f16_bits(v) for v in (v0, v1, v2, v3, v4, v5, v6, v7)))
 
 
 @intrinsic(numba=assembly.store_8_f32, memory="w")
