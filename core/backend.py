@@ -106,6 +106,7 @@ class Backend:
     `unavailable()` is None where this machine can run it, else the reason and what to do. `device` is where buffers
     live (`"cpu"` or `"cuda"`). `chain`, where a backend has one, makes one launch of its own consecutive launches, to
     be run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
+    Launches of backends that have the very same `chain` become one together.
     `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 

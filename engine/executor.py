@@ -187,12 +187,11 @@ class Executor:
 
 
 def _chained(program: Program, launches: tuple[Launch, ...], threads: int | None) -> tuple[Launch, ...]:
-    """The launches, with each run of one backend's made into one where that backend can."""
-    named = [node.selection.backend for node in program.graph.nodes if node.selection is not None]
+    """The launches, with each run of those that one `chain` makes into one made so; backends may share a chain."""
+    chains = [load_backend(node.selection.backend).chain for node in program.graph.nodes if node.selection is not None]
     found: list[Launch] = []
-    for name, run in itertools.groupby(zip(named, launches, strict=True), key=lambda pair: pair[0]):
+    for chain, run in itertools.groupby(zip(chains, launches, strict=True), key=lambda pair: pair[0]):
         parts = [launch for _, launch in run]
-        chain = load_backend(name).chain
         found += parts if chain is None else [chain(parts, threads)]
     return tuple(found)
 

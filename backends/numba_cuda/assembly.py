@@ -60,16 +60,14 @@ def _with_arity(intrinsic, count: int, typed: Callable[..., Any]) -> Any:
     """Numba reads the number of arguments off the typing function's signature."""
     names = ", ".join(f"a{i}" for i in range(count))
     space: dict[str, Any] = {"typed": typed}
-    exec(f"def operation(context, {names}):\n    return typed({names})", space)  # noqa: S102
+    exec(f"def operation(context, {names}):\n    return typed({names})", space)
     return intrinsic(space["operation"])
 
 
 def _assembly(ir, builder, text: str, constraints: str, results: list[Any], values, side_effect: bool = False):
     """Inline PTX; gives a list of results, or one."""
-    if len(results) > 1:
-        kind = ir.LiteralStructType(results)
-    else:
-        kind = results[0] if results else ir.VoidType()
+    single = results[0] if results else ir.VoidType()
+    kind = ir.LiteralStructType(results) if len(results) > 1 else single
     function = ir.FunctionType(kind, [value.type for value in values])
     call = builder.call(ir.InlineAsm(function, text, constraints, side_effect=side_effect), list(values))
     return [builder.extract_value(call, i) for i in range(len(results))] if len(results) > 1 else call

@@ -85,9 +85,7 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
         acc[j, 3] = c3
 
     @kernel
-    def attend_tiles(
-        q, k_cache, v_cache, row_start, kv_len, page_table, out, sequences, columns, scale, softcap
-    ):
+    def attend_tiles(q, k_cache, v_cache, row_start, kv_len, page_table, out, sequences, columns, scale, softcap):
         queries = cuda.shared.array(query_size, np.uint16, alignment=ALIGNMENT)
         near_keys = cuda.shared.array(key_size, np.uint16, alignment=ALIGNMENT)
         near_values = cuda.shared.array(value_size, np.uint16, alignment=ALIGNMENT)
@@ -127,9 +125,7 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
                 r = item // packs
                 d = item % packs * PACK
                 live = row + r < stop and d < head_dim
-                copy_16(
-                    queries, r * stride + d, q, ((row + r) * q_heads + head) * head_dim + d if live else 0, live
-                )
+                copy_16(queries, r * stride + d, q, ((row + r) * q_heads + head) * head_dim + d if live else 0, live)
             for i in range(2):
                 best[i] = LEAST
                 mass[i] = ZERO

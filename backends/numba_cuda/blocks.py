@@ -49,8 +49,7 @@ def warp_max(value):
     value = greater(value, cuda.shfl_xor_sync(ALL, value, 8))
     value = greater(value, cuda.shfl_xor_sync(ALL, value, 4))
     value = greater(value, cuda.shfl_xor_sync(ALL, value, 2))
-    value = greater(value, cuda.shfl_xor_sync(ALL, value, 1))
-    return value
+    return greater(value, cuda.shfl_xor_sync(ALL, value, 1))
 
 
 @functools.cache

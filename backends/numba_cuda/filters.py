@@ -1,9 +1,9 @@
 """Temperature, top-k, top-p and min-p on the device.
 
 Owns the kernel `filter_rows`. What always holds: nothing is sorted; the k-th greatest value, and the least value that
-top-p keeps, are found bit by bit (floats compare as their bits do, once the sign is turned), each bit with one pass that
-counts tokens or sums their mass. A block does a row, and sums it in one order, so a row's result is its own. A NaN stays
-what it is, so that whoever draws from the row sees it.
+top-p keeps, are found bit by bit (floats compare as their bits do, once the sign is turned), each bit with one pass
+that counts tokens or sums their mass. A block does a row, and sums it in one order, so a row's result is its own. A NaN
+stays what it is, so that whoever draws from the row sees it.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"

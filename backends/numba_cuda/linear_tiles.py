@@ -88,9 +88,7 @@ def multiply_tiles(of: Product, finish: Any) -> Any:
 
     @device
     def multiply(acc, i, j, a, b0, b1):
-        c0, c1, c2, c3 = mma(
-            a[0], a[1], a[2], a[3], b0, b1, acc[i, j, 0], acc[i, j, 1], acc[i, j, 2], acc[i, j, 3]
-        )
+        c0, c1, c2, c3 = mma(a[0], a[1], a[2], a[3], b0, b1, acc[i, j, 0], acc[i, j, 1], acc[i, j, 2], acc[i, j, 3])
         acc[i, j, 0] = c0
         acc[i, j, 1] = c1
         acc[i, j, 2] = c2
@@ -109,8 +107,8 @@ def multiply_tiles(of: Product, finish: Any) -> Any:
             for j in range(8):
                 for c in range(4):
                     acc[i, j, c] = ZERO
-        # Where this lane's row of an 8 x 8 matrix lies: of x, matrices are (rows, k), (rows + 8, k), (rows, k + 8), ...;
-        # of weight (columns, k), (columns, k + 8), (columns + 8, k), ...
+        # Where this lane's row of an 8 x 8 matrix lies: of x, matrices are (rows, k), (rows + 8, k), (rows, k + 8) and
+        # so on; of weight (columns, k), (columns, k + 8), (columns + 8, k) and so on.
         left_at = (warp_row + lane % 16) * STRIDE + lane // 16 * 8
         right_at = (warp_column + lane // 16 * 8 + lane % 8) * STRIDE + lane // 8 % 2 * 8
         fetch(x, weight, left, right, 0, 0, count)

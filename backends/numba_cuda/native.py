@@ -42,7 +42,7 @@ def _stream(handle: int) -> Any:
 
 
 def _wrap(tensor: torch.Tensor) -> Any:
-    """Numba's view of the tensor. Its memory must not be given back while a launch holds it, as the executor's is not."""
+    """Numba's view of the tensor, which keeps the tensor's memory."""
     key = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
     found = _wrapped.get(key)
     if found is None:

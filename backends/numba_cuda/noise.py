@@ -1,8 +1,8 @@
 """Counter-based random bits on the device: Philox-4x32-10.
 
-Owns `philox`, `uniform` and `gumbel`, device functions that other kernels call. What always holds: the bits are those of
-`core/ops/noise.py` (Salmon et al., 2011), which says how counter, key and number are made. Words are held as int64 in
-0 .. 2**32: a product of two wraps to the right low 64 bits.
+Owns `philox`, `uniform` and `gumbel`, device functions that other kernels call. What always holds: the bits are those
+of `core/ops/noise.py` (Salmon et al., 2011), which says how counter, key and number are made. Words are held as int64
+in 0 .. 2**32: a product of two wraps to the right low 64 bits.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"

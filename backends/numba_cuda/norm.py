@@ -68,10 +68,8 @@ def normalise(dtype: DType, vector: bool, width: int, adds: bool, offset: float)
         square = summed(square, shared)
         factor = np.float32(1) / np.float32(math.sqrt(square / breadth + eps))
         for column in range(cuda.threadIdx.x * PACK, width, step):
-            if adds:
-                values = load(total, row + column, width - column)
-            else:
-                values = load(x, row + column, width - column)
+            left = width - column
+            values = load(total, row + column, left) if adds else load(x, row + column, left)
             values = scale(values, factor)
             weights = load(weight, column, width - column)
             if shifted:
@@ -97,9 +95,7 @@ def _add(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
 def _norm(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     *rows, width = call.outputs[0].sizes()
     adds = call.op == "add_rms_norm"
-    made = normalise(
-        call.dtype, aligned and width % PACK == 0, width, adds, float(call.attrs["weight_offset"])
-    )
+    made = normalise(call.dtype, aligned and width % PACK == 0, width, adds, float(call.attrs["weight_offset"]))
     arguments = ("x", "residual", "weight", "total", "normed") if adds else ("x", "x", "weight", "normed", "normed")
     return (Step(made, (math.prod(rows),), threads_for(width), (*arguments, float(call.attrs["eps"]))),)
 

@@ -163,7 +163,7 @@ def can_draw(highest, broken):
 
 @functools.cache
 def accept_or_replace() -> Any:
-    """Speculative sampling for one sequence, a block each: its drafts in turn, then the token after those that stand."""
+    """Speculative sampling for one sequence, a block each: its drafts in turn, then the token after them."""
 
     @kernel
     def accept_or_replace(
@@ -190,7 +190,7 @@ def accept_or_replace() -> Any:
                 going = False
                 stop = row
                 if fine and row < last - 1:
-                    q_high, q_mass, q_broken = softmax_terms(draft_scores, row * size, size, sums, counts)
+                    q_high, q_mass, _ = softmax_terms(draft_scores, row * size, size, sums, counts)
                     drafted = token_ids[row + 1]
                     p = math.exp(target_scores[row * size + drafted] - p_high) / p_mass
                     q = math.exp(draft_scores[row * size + drafted] - q_high) / q_mass
@@ -217,9 +217,7 @@ def accept_or_replace() -> Any:
                         left += residual
                         noisy = LEAST
                         if residual > ZERO:
-                            noisy = math.log(residual) + gumbel(
-                                word_of(seed[stop], positions[stop], index, RESIDUAL)
-                            )
+                            noisy = math.log(residual) + gumbel(word_of(seed[stop], positions[stop], index, RESIDUAL))
                         if noisy > best or token == NOWHERE:
                             best = noisy
                             token = np.int64(index)
@@ -251,12 +249,8 @@ def _draw(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     names = ("scores", "seed", "positions") if call.op == "sample" else ("logits", found[1], found[1])
     stream = int(call.attrs.get("stream", 0))
     return (
-        Step(
-            best_of_piece(call.op == "sample"), (rows, pieces), THREADS, (*names, *found, size, pieces, stream)
-        ),
-        Step(
-            best_of_row(), (math.ceil(rows / 64),), 64, (*found, "tokens", "ok", rows, pieces)
-        ),
+        Step(best_of_piece(call.op == "sample"), (rows, pieces), THREADS, (*names, *found, size, pieces, stream)),
+        Step(best_of_row(), (math.ceil(rows / 64),), 64, (*found, "tokens", "ok", rows, pieces)),
     )
 
 

@@ -25,6 +25,7 @@ from slotwise.core.specs import DType
 ALIGNMENT = 16
 """Bytes: where an array in shared memory must start to be copied to and read so."""
 
+
 def _joined(low, high):
     return low.astype(np.uint32) | (high.astype(np.uint32) << np.uint32(16))
 

@@ -1,4 +1,4 @@
-"""What the contract's cases leave out: long contexts in splits, wide heads, odd memory, padding, broken rows, mixing."""
+"""What the contract's cases leave out: long contexts, wide heads, odd memory, padding, broken rows, mixing."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-
-
 from slotwise import LLM, Sampling
 
 ONE = ("Once upon a time",)
