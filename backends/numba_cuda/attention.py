@@ -1,8 +1,8 @@
 """Ragged paged attention for decode and verification, and cache writes.
 
 Owns the kernels of `write_slots` and `attention`. What always holds: a block does one row with up to four query heads
-of one kv head, over one split of the keys; splits have a size that the page table's width alone decides, keys go to groups
-of lanes by their place in the row's own span, and all is summed in that order, so a row's bits are its own.
+of one kv head, over one split of the keys; splits have a size that the page table's width alone decides, keys go to
+groups of lanes by their place in the row's own span, and all is summed in that order, so a row's bits are its own.
 `attention.tiles` is for prefill (`attention_tiles.py`) and promises nothing.
 """
 
