@@ -76,16 +76,19 @@ def _cubin(kernel: Any, types: tuple[str, ...], generation: str) -> bytes:
             f"Numba-CUDA and CUDA's compilers are needed to compile for a GPU ({error}); pip install 'numba-cuda[cu13]'"
         ) from error
     signature = tuple(
-        numba_types.Array(getattr(numba_types, name[:-2]), 1, "C") if name.endswith("[]") else getattr(numba_types, name)
+        numba_types.Array(getattr(numba_types, name[:-2]), 1, "C")
+        if name.endswith("[]")
+        else getattr(numba_types, name)
         for name in types
     )
     digits = generation.removeprefix("sm_")
     capability = (int(digits[:-1]), int(digits[-1]))
-    # Numba-CUDA compiles a kernel for the capability that it is told, and what the kernel calls for the GPU at hand.
+    # Numba-CUDA compiles a kernel for the capability that it is told, and asks the GPU at hand, which need not be
+    # there, about the functions that it calls. Those become LLVM's language alone, in which generations are alike.
     at_hand = dispatcher.get_current_device
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     try:
-        ptx, _ = cuda.compile_ptx(kernel.function(generation), signature, cc=capability, **kernel.options)
+        ptx, _ = cuda.compile_ptx(kernel.function(), signature, cc=capability, **kernel.options)
     finally:
         dispatcher.get_current_device = at_hand
     linked = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=generation)).link("cubin")

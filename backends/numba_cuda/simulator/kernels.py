@@ -49,40 +49,39 @@ class Device:
 
     def __init__(self, python: Callable[..., Any], options: dict[str, Any] | None = None) -> None:
         self.python, self.options = python, options or {}
-        self._compiled: dict[str, Any] = {}
         functools.update_wrapper(self, python)
 
     def __call__(self, *arguments: Any) -> Any:
         """Not outside a kernel."""
         raise TypeError(f"{self.python.__name__} runs inside kernels; use .simulate, or .compiled() on a GPU")
 
-    def function(self, target: str = "") -> Callable[..., Any]:
-        """The plain function, its global names bound to Numba's counterparts: for `numba.cuda.jit` or `compile_ptx`.
+    def function(self) -> Callable[..., Any]:
+        """The plain function, its global names bound to Numba's counterparts: for `numba.cuda.jit` or `compile_ptx`."""
+        return _for_numba(self.python)
 
-        Numba keeps what it has compiled of a device function, whatever GPU that was for; with another `target` (any
-        text) the device functions are others.
-        """
-        return _for_numba(self.python, target)
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        from numba import cuda
 
-    def compiled(self, target: str = "") -> Any:
+        return cuda.jit(device=True, **self.options)(self.function())
+
+    def compiled(self) -> Any:
         """What `numba.cuda.jit` makes of it, the same object each time."""
-        if target not in self._compiled:
-            from numba import cuda
-
-            self._compiled[target] = cuda.jit(device=True, **self.options)(self.function(target))
-        return self._compiled[target]
+        return self._compiled
 
 
 class Kernel(Device):
     """A kernel."""
 
-    def compiled(self, target: str = "") -> Any:
-        """What `numba.cuda.jit` makes of it: `kernel.compiled()[grid, block, stream, shared_bytes](*arguments)`."""
-        if target not in self._compiled:
-            from numba import cuda
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        from numba import cuda
 
-            self._compiled[target] = cuda.jit(**self.options)(self.function(target))
-        return self._compiled[target]
+        return cuda.jit(**self.options)(self.function())
+
+    def compiled(self) -> Any:
+        """What `numba.cuda.jit` makes of it: `kernel.compiled()[grid, block, stream, shared_bytes](*arguments)`."""
+        return self._compiled
 
     def prepare(
         self, grid: int | Sequence[int], block: int | Sequence[int], args: Sequence[Any], shared_bytes: int = 0,
@@ -168,12 +167,12 @@ def _argument(name: str, value: Any) -> Any:
     return value if value is None else global_array(name, value)
 
 
-def _for_numba(python: Callable[..., Any], target: str) -> Callable[..., Any]:
+def _for_numba(python: Callable[..., Any]) -> Callable[..., Any]:
     """A copy of a function whose names from outside mean what Numba knows."""
     code = python.__code__
-    scope = {name: _counterpart(value, target) for name, value in python.__globals__.items() if name in _names_in(code)}
+    scope = {name: _counterpart(value) for name, value in python.__globals__.items() if name in _names_in(code)}
     scope["__builtins__"] = __builtins__
-    cells = tuple(types.CellType(_counterpart(cell.cell_contents, target)) for cell in python.__closure__ or ())
+    cells = tuple(types.CellType(_counterpart(cell.cell_contents)) for cell in python.__closure__ or ())
     made = types.FunctionType(code, scope, python.__name__, python.__defaults__, cells)
     made.__module__, made.__doc__, made.__qualname__ = python.__module__, python.__doc__, python.__qualname__
     return made
@@ -184,15 +183,13 @@ def _names_in(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names_in, inner)) if inner else set(code.co_names)
 
 
-def _counterpart(value: Any, target: str) -> Any:
+def _counterpart(value: Any) -> Any:
     name = as_cuda_name(value)
     if name is not None:
         return _numba_name(name)
-    if isinstance(value, Device):
-        return value.compiled(target)
-    if isinstance(value, Intrinsic):
+    if isinstance(value, (Device, Intrinsic)):
         return value.compiled()
-    return _device_of(value).compiled(target) if isinstance(value, types.FunctionType) else value
+    return _device_of(value).compiled() if isinstance(value, types.FunctionType) else value
 
 
 @functools.cache
