@@ -5,8 +5,8 @@
 A mutant is one change of one line inside a kernel or a function that kernels call: a mask dropped or let one further,
 an index shifted, a loop that ends a block early, a barrier left out, K and V swapped, a comparison or a sign turned.
 Each runs in a process of its own, with the changed file in place of the real one, which stays as it is; the tests are
-those of tests/backends that a kernel of that file has. A crash or a run over the time limit counts as noticed. Exit code 1 when a mutant survives that is not
-listed in `EQUIVALENT`.
+those of tests/backends that a kernel of that file has. A crash or a run over the time limit counts as noticed. Exit
+code 1 when a mutant survives that is not listed in `EQUIVALENT`.
 """
 
 from __future__ import annotations
