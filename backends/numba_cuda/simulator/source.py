@@ -51,5 +51,6 @@ def own_arrays(tree: ast.FunctionDef) -> set[str]:
             (made if array else other).update(t.id for t in node.targets if isinstance(t, ast.Name))
         elif isinstance(node, (ast.Assign, ast.AugAssign, ast.For)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            other.update(n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
+            names = (n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name))
+            other.update(n.id for n in names if isinstance(n.ctx, ast.Store))  # `a[i] = x` makes no other `a`
     return made - other
