@@ -3,12 +3,13 @@
     python benchmarks/gpu.py [--backend cuda_triton|numba_cuda|both] [--json FILE] [--skip tests,kernels,decode,host]
                              [--shapes 0.6B,1B,8B]
 
-One command, made for nine minutes of an H100 for one backend; `both` adds each kernel's ratio of the two, and decoding
-with attention from one and the rest from the other: (1) the backend's tests, natively, with compute-sanitizer on a sample where
-it is installed; (2) each decode kernel's bandwidth in % of a device copy measured here, prefill's product against
-torch.matmul, attention against scaled_dot_product_attention; (3) decode tokens/s of random-weight Llama shapes in % of
-the time that reading the weights once would take, beside transformers (static cache, torch.compile); (4) host time a
-step with and without CUDA graphs. Ratios are what counts; absolute numbers are this GPU's.
+One command, made for nine minutes of an H100 with one backend: (1) its tests, natively, with compute-sanitizer
+on a sample where it is installed; (2) each decode kernel's bandwidth in % of a device copy measured here, prefill's
+product against torch.matmul, attention against scaled_dot_product_attention; (3) decode tokens/s of random-weight Llama
+shapes in % of the time that reading the weights once would take, beside transformers (static cache, torch.compile); (4)
+host time a step with and without CUDA graphs. With `both`, also each kernel's time in one backend over that in the
+other, and decoding with attention from one and the rest from the other. Ratios are what counts; absolute numbers are
+this GPU's.
 """
 
 from __future__ import annotations

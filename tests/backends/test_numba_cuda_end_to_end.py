@@ -55,3 +55,24 @@ def test_the_tokens_are_those_of_the_reference_backend(
     assert all(len(out.token_ids) == 6 for out in found)
     if drafts:
         assert sum(out.stats.accepted for out in found) > 0
+
+
+@pytest.mark.slow
+def test_drafts_do_not_change_what_tensor_cores_give(stories: Path, stories_draft: Path) -> None:
+    sampling = Sampling(max_new_tokens=5, temperature=0.9, seed=5)
+    found = [
+        LLM(
+            stories,
+            draft=draft,
+            backend="numba_cuda",
+            dtype="bf16",
+            capacity=32,
+            speculate=3,
+            max_sequences=1,
+            decode_rows=4,
+            prefill_chunk=8,
+        ).generate(list(ONE), sampling)
+        for draft in (None, stories_draft)
+    ]
+    assert [out.token_ids for out in found[0]] == [out.token_ids for out in found[1]]
+    assert sum(out.stats.accepted for out in found[1]) > 0
