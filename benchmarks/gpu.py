@@ -1,12 +1,15 @@
-"""What the Triton backend does on the GPU at hand: correct first, then fast, beside peers in the same run.
+"""What the GPU backends do on the GPU at hand: correct first, then fast, beside peers in the same run.
 
-    python benchmarks/gpu.py [--json FILE] [--skip tests,kernels,decode,host] [--shapes 0.6B,1B,8B]
+    python benchmarks/gpu.py [--backend cuda_triton|numba_cuda|both] [--json FILE] [--skip tests,kernels,decode,host]
+                             [--shapes 0.6B,1B,8B]
 
-One command, under nine minutes on an H100: (1) the backend's tests, natively, with compute-sanitizer on a sample where
-it is installed; (2) each decode kernel's bandwidth in % of a device copy measured here, prefill's product against
-torch.matmul, attention against scaled_dot_product_attention; (3) decode tokens/s of random-weight Llama shapes in % of
-the time that reading the weights once would take, beside transformers (static cache, torch.compile); (4) host time a
-step with and without CUDA graphs. Ratios are what counts; absolute numbers are this GPU's.
+One command, made for nine minutes of an H100 with one backend: (1) its tests, natively, with compute-sanitizer
+on a sample where it is installed; (2) each decode kernel's bandwidth in % of a device copy measured here, prefill's
+product against torch.matmul, attention against scaled_dot_product_attention; (3) decode tokens/s of random-weight Llama
+shapes in % of the time that reading the weights once would take, beside transformers (static cache, torch.compile); (4)
+host time a step with and without CUDA graphs. With `both`, also each kernel's time in one backend over that in the
+other, and decoding with attention from one and the rest from the other. Ratios are what counts; absolute numbers are
+this GPU's.
 """
 
 from __future__ import annotations
@@ -41,20 +44,23 @@ SHAPES = {
 BATCHES = (1, 8, 64, 256)
 CONTEXT = 512
 STEPS = 32
-SANITIZED = "tests/backends/test_cuda_triton.py::test_attention_tiles_take_long_contexts"
+BACKENDS = ("cuda_triton", "numba_cuda")
+MIXED = {"*": "cuda_triton", "attention": "numba_cuda"}
+SANITIZED = "tests/backends/test_{}.py::test_attention_tiles_take_long_contexts"
+Backends = str | dict[str, str]
 
 
-def run_tests() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def run_tests(backend: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"backend": backend}
     pytest = [sys.executable, "-m", "pytest", "-q", "-x"]
-    files = ["tests/gpu", "tests/backends/test_cuda_triton.py", "tests/backends/test_kernels.py"]
-    done = subprocess.run(
-        [*pytest, *files, "-k", "native or cuda_triton"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    files = ["tests/gpu", f"tests/backends/test_{backend}.py", "tests/backends/test_kernels.py"]
+    (other,) = set(BACKENDS) - {backend}
+    chosen = ["-k", f"{backend} or (native and not {other})"]
+    done = subprocess.run([*pytest, *files, *chosen], cwd=ROOT, capture_output=True, text=True, check=False)
     found["tests"] = {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-1:]}
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer:
-        command = [sanitizer, "--error-exitcode", "9", *pytest, SANITIZED]
+        command = [sanitizer, "--error-exitcode", "9", *pytest, SANITIZED.format(backend)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         found["sanitizer"] = {"passed": done.returncode == 0, "summary": done.stdout.strip().splitlines()[-3:]}
     else:
@@ -75,17 +81,17 @@ def copy_bandwidth() -> float:
 
 
 def bound(
-    name: str, inputs: tuple[torch.Tensor | None, ...], **attrs: Any
+    backend: str, name: str, inputs: tuple[torch.Tensor | None, ...], **attrs: Any
 ) -> tuple[Callable[[], None], list[torch.Tensor]]:
     """A launch of a kernel with its outputs."""
-    kernel = load_backend("cuda_triton").kernel(name)
+    kernel = load_backend(backend).kernel(name)
     call = call_of(contract_of(kernel.op), inputs, attrs)
     outputs = [torch.empty(s.sizes(), dtype=s.dtype.torch, device="cuda") for s in call.outputs]
     scratch = torch.empty(max(1, kernel.workspace(call)), dtype=torch.uint8, device="cuda")
     return kernel.bind(inputs, tuple(outputs), call.attrs, scratch), outputs
 
 
-def kernels(shape: str, copied: float) -> Iterator[dict[str, Any]]:
+def kernels(backend: str, shape: str, copied: float) -> Iterator[dict[str, Any]]:
     hidden, inner, _, q_heads, kv_heads, dim, vocab = SHAPES[shape]
 
     def bf16(*sizes: int) -> torch.Tensor:
@@ -101,22 +107,25 @@ def kernels(shape: str, copied: float) -> Iterator[dict[str, Any]]:
             ("linear.rows", (wide, bf16(hidden, inner), None), {}),
             ("logits.rows", (x, bf16(vocab, hidden)), {}),
         ):
-            launch, outputs = bound(name, inputs, **attrs)
+            launch, outputs = bound(backend, name, inputs, **attrs)
             moved = sum(t.numel() * t.element_size() for t in (*inputs, *outputs) if t is not None)
             took, peer = seconds(launch), seconds(lambda a=inputs: F.linear(a[0], a[1]))
             yield {
-                "kernel": name, "shape": shape, "rows": rows, "us": took * 1e6,
+                "backend": backend, "kernel": name, "shape": shape, "rows": rows, "us": took * 1e6,
                 "percent of copy": 100 * moved / took / copied, "torch us": peer * 1e6,
             }  # fmt: skip
     for rows in (256, 2048):
         x, weight = bf16(rows, hidden), bf16(inner, hidden)
-        launch, _ = bound("linear.tiles", (x, weight, None))
+        launch, _ = bound(backend, "linear.tiles", (x, weight, None))
         took, peer = seconds(launch), seconds(lambda a=x, b=weight: torch.matmul(a, b.T))
-        yield {"kernel": "linear.tiles", "shape": shape, "rows": rows, "us": took * 1e6, "of torch.matmul": peer / took}
-    yield from attentions(shape)
+        yield {
+            "backend": backend, "kernel": "linear.tiles", "shape": shape, "rows": rows, "us": took * 1e6,
+            "of torch.matmul": peer / took,
+        }  # fmt: skip
+    yield from attentions(backend, shape)
 
 
-def attentions(shape: str) -> Iterator[dict[str, Any]]:
+def attentions(backend: str, shape: str) -> Iterator[dict[str, Any]]:
     _, _, _, q_heads, kv_heads, dim, _ = SHAPES[shape]
     for kind, batch, rows, length in (("split", 1, 1, 4096), ("split", 32, 1, 2048), ("tiles", 1, 2048, 2048)):
         pages = -(-length // 16)
@@ -126,7 +135,7 @@ def attentions(shape: str) -> Iterator[dict[str, Any]]:
         table = torch.randperm(batch * pages, device="cuda").to(torch.int32).view(batch, pages) + 1
         lengths = torch.full((batch,), length, device="cuda", dtype=torch.int32)
         attrs = {"layer": 0, "page_size": 16, "scale": dim**-0.5}
-        launch, _ = bound(f"attention.{kind}", (q, cache[0], cache[1], starts, lengths, table), **attrs)
+        launch, _ = bound(backend, f"attention.{kind}", (q, cache[0], cache[1], starts, lengths, table), **attrs)
         dense = q.view(batch, rows, q_heads, dim).transpose(1, 2)
         k, v = (torch.randn(batch, kv_heads, length, dim, device="cuda", dtype=torch.bfloat16) for _ in range(2))
         causal = rows > 1
@@ -135,8 +144,8 @@ def attentions(shape: str) -> Iterator[dict[str, Any]]:
         )
         took = seconds(launch)
         yield {
-            "kernel": f"attention.{kind}", "shape": shape, "batch": batch, "rows": rows, "keys": length,
-            "us": took * 1e6, "of sdpa": peer / took,
+            "backend": backend, "kernel": f"attention.{kind}", "shape": shape, "batch": batch, "rows": rows,
+            "keys": length, "us": took * 1e6, "of sdpa": peer / took,
         }  # fmt: skip
 
 
@@ -158,14 +167,25 @@ def checkpoint(shape: str, folder: Path) -> Path:
     return folder / shape
 
 
-def decode(shape: str, path: Path, copied: float) -> Iterator[dict[str, Any]]:
+def ratios(lines: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """For each kernel measured with both backends: Triton's time over Numba's (above 1, Numba's is the faster)."""
+    times: dict[tuple[Any, ...], dict[str, float]] = {}
+    for line in lines:
+        call = tuple((key, line[key]) for key in ("kernel", "shape", "batch", "rows", "keys") if key in line)
+        times.setdefault(call, {})[line["backend"]] = line["us"]
+    for call, us in times.items():
+        if len(us) == len(BACKENDS):
+            yield {**dict(call), "cuda_triton / numba_cuda": us["cuda_triton"] / us["numba_cuda"]}
+
+
+def decode(backend: Backends, shape: str, path: Path, copied: float) -> Iterator[dict[str, Any]]:
     weight_bytes = sum(f.stat().st_size for f in path.glob("*.safetensors"))
     floor = weight_bytes / (copied / 2)  # reading alone moves half of what a copy moves in the same time
     rng = torch.Generator().manual_seed(0)
     for batch in BATCHES:
         prompts = torch.randint(5, 2000, (batch, CONTEXT), generator=rng).tolist()
         llm = slotwise.LLM(
-            path, backend="cuda_triton", capacity=CONTEXT + STEPS + 16, max_sequences=batch,
+            path, backend=backend, capacity=CONTEXT + STEPS + 16, max_sequences=batch,
             decode_rows=max(64, batch), speculate=0, share_prefixes=False,
         )  # fmt: skip
         times = {}
@@ -179,6 +199,7 @@ def decode(shape: str, path: Path, copied: float) -> Iterator[dict[str, Any]]:
         del llm
         torch.cuda.empty_cache()
         yield {
+            "backend": "mixed" if isinstance(backend, dict) else backend,
             "shape": shape, "batch": batch, "ms a step": step * 1e3, "tokens/s": batch / step,
             "percent of weight roofline": 100 * floor / step,
         }  # fmt: skip
@@ -206,10 +227,10 @@ def peers(shape: str, path: Path) -> Iterator[dict[str, Any]]:
         yield {"shape": shape, "batch": batch, "transformers ms a step": took * 1e3, "tokens/s": batch / took}
 
 
-def host_time(path: Path) -> dict[str, Any]:
+def host_time(backend: str, path: Path) -> dict[str, Any]:
     """Milliseconds a step with graphs and launch by launch (the executor's probe runs launches singly)."""
-    llm = slotwise.LLM(path, backend="cuda_triton", capacity=256, max_sequences=1, speculate=0)
-    found = {}
+    llm = slotwise.LLM(path, backend=backend, capacity=256, max_sequences=1, speculate=0)
+    found: dict[str, Any] = {"backend": backend}
     for name in ("graphs", "launches"):
         executor = llm._engine.engine.executor
         executor.probe = (lambda *_: None) if name == "launches" else None
@@ -222,6 +243,7 @@ def host_time(path: Path) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", default="cuda_triton", choices=(*BACKENDS, "both"))
     parser.add_argument("--json", type=Path, help="write all results here")
     parser.add_argument("--skip", default="", help="parts to leave out: tests, kernels, decode, host")
     parser.add_argument("--shapes", default="0.6B,1B,8B")
@@ -230,6 +252,8 @@ def main() -> int:
         print("benchmarks/gpu.py needs an NVIDIA GPU; `slotwise doctor` says what is missing", file=sys.stderr)
         return 2
     skip, shapes = parsed.skip.split(","), parsed.shapes.split(",")
+    backends = BACKENDS if parsed.backend == "both" else (parsed.backend,)
+    decoders: list[Backends] = [*backends, *([MIXED] if parsed.backend == "both" else [])]
     properties = torch.cuda.get_device_properties(0)
     copied = copy_bandwidth()
     results: dict[str, Any] = {"gpu": properties.name, "torch": torch.__version__, "copy GB/s": copied / 1e9}
@@ -239,23 +263,26 @@ def main() -> int:
         print(part, json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
 
     print(json.dumps({k: str(v) for k, v in results.items()}), flush=True)
-    if "tests" not in skip:
-        note("tests", run_tests())
-    if "kernels" not in skip:
-        for line in kernels(shapes[-1], copied):
+    for backend in backends if "tests" not in skip else ():
+        note("tests", run_tests(backend))
+    for backend in backends if "kernels" not in skip else ():
+        for line in kernels(backend, shapes[-1], copied):
             note("kernels", line)
+    for line in ratios(results.get("kernels", [])):
+        note("ratios", line)
     with tempfile.TemporaryDirectory(prefix="slotwise-gpu-") as folder:
         for shape in shapes if "decode" not in skip else ():
             path = checkpoint(shape, Path(folder))
-            for part, lines in (("decode", decode(shape, path, copied)), ("transformers", peers(shape, path))):
+            parts = [("decode", decode(decoder, shape, path, copied)) for decoder in decoders]
+            for part, lines in (*parts, ("transformers", peers(shape, path))):
                 try:
                     for line in lines:
                         note(part, line)
                 except Exception as error:  # a peer that fails, or a batch that does not fit, does not end the run
                     note(part, {"shape": shape, "failed": f"{type(error).__name__}: {error}"[:300]})
             torch.cuda.empty_cache()
-    if "host" not in skip:
-        note("host", host_time(ROOT / "examples" / "models" / "stories"))
+    for backend in backends if "host" not in skip else ():
+        note("host", host_time(backend, ROOT / "examples" / "models" / "stories"))
     if parsed.json:
         parsed.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0

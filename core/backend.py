@@ -115,6 +115,7 @@ class Backend:
     be run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
     `layout` is the one (`core/layouts.py`) in which its kernels like weights to stand.
     `chains_prefill` is false where that is not worth its memory for prefill programs, whose launches are few and long.
+    Launches of backends that have the very same `chain` become one together.
     `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 

@@ -187,16 +187,13 @@ class Executor:
 
 
 def _chained(program: Program, launches: tuple[Launch, ...], threads: int | None) -> tuple[Launch, ...]:
-    """The launches, with each run of one backend's made into one where that backend can."""
-    named = [node.selection.backend for node in program.graph.nodes if node.selection is not None]
+    """The launches, with each run of those that one `chain` makes into one made so; backends may share a chain."""
+    backends = [load_backend(node.selection.backend) for node in program.graph.nodes if node.selection is not None]
+    chains = [each.chain if each.chains_prefill or program.kind != PREFILL else None for each in backends]
     found: list[Launch] = []
-    for name, run in itertools.groupby(zip(named, launches, strict=True), key=lambda pair: pair[0]):
+    for chain, run in itertools.groupby(zip(chains, launches, strict=True), key=lambda pair: pair[0]):
         parts = [launch for _, launch in run]
-        backend = load_backend(name)
-        if backend.chain is None or (program.kind == PREFILL and not backend.chains_prefill):
-            found += parts
-        else:
-            found.append(backend.chain(parts, threads))
+        found += parts if chain is None else [chain(parts, threads)]
     return tuple(found)
 
 

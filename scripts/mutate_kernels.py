@@ -1,12 +1,12 @@
-"""Breaks the Triton kernels, one place at a time, and reports which breaks the tests notice.
+"""Breaks a GPU backend's kernels, one place at a time, and reports which breaks the tests notice.
 
-    .venv/bin/python scripts/mutate_kernels.py [--sample N] [--seed S] [--file attention.py]
+    .venv/bin/python scripts/mutate_kernels.py [--backend numba_cuda] [--sample N] [--seed S] [--file attention.py]
 
-A mutant is one change of one line inside a `@triton.jit` function: a mask dropped or let one further, an index shifted,
-a loop that ends a block early, K and V swapped, a comparison or a sign turned. Each runs in a process of its own, with
-the changed file in place of the real one, which stays as it is; the tests are those of tests/backends that a kernel of
-that file has. A crash or a run over the time limit counts as noticed. Exit code 1 when a mutant survives that is not
-listed in `EQUIVALENT`.
+A mutant is one change of one line inside a kernel or a function that kernels call: a mask dropped or let one further,
+an index shifted, a loop that ends a block early, a barrier left out, K and V swapped, a comparison or a sign turned.
+Each runs in a process of its own, with the changed file in place of the real one, which stays as it is; the tests are
+those of tests/backends that a kernel of that file has. A crash or a run over the time limit counts as noticed. Exit
+code 1 when a mutant survives that is not listed in `EQUIVALENT`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = ROOT / "backends" / "cuda_triton"
-PACKAGE = "slotwise.backends.cuda_triton"
 
-CHANGES: tuple[tuple[str, str, str], ...] = (
+Changes = tuple[tuple[str, str, str], ...]
+"""(what, pattern, replacement)."""
+
+TRITON_CHANGES: Changes = (
     ("a mask dropped", r", mask=(?:[^(),]|\((?:[^()]|\([^()]*\))*\))+(?:, other=[^()]*(?:\([^()]*\))?)?\)", ")"),
     ("a mask one further", r"(mask=[^<\n]*?) < ", r"\1 <= "),
     ("an index shifted", r"tl\.arange\(0, (\w+)\)", r"(1 + tl.arange(0, \1))"),
@@ -44,6 +45,26 @@ CHANGES: tuple[tuple[str, str, str], ...] = (
     ("a sum for a difference", r"(\w) \+ (\w+ \*|tl\.load)", r"\1 - \2"),
     ("a factor dropped", r" \* (scale|shrink|its_share|noise)\b", ""),
     ("and for or", r" \| ", " & "),
+)
+
+NUMBA_CHANGES: Changes = (
+    ("a barrier left out", r"cuda\.sync(?:threads|warp)\(\)", "pass"),
+    ("an index shifted", r"cuda\.(threadIdx|blockIdx)\.x\b", r"(1 + cuda.\1.x)"),
+    ("the last round skipped", r"range\((.+), (\w+), (\w+)\)", r"range(\1, \2 - \3, \3)"),
+    ("a round too many", r"range\((.+), (\w+), (\w+)\)", r"range(\1, \2 + \3, \3)"),
+    ("K and V swapped", r"\bk_cache\b(?=, )", "v_cache"),
+    ("V taken from K", r"\bv_cache\b(?=, \w+, )", "k_cache"),
+    ("a bound turned", r" >= ", " > "),
+    ("a bound widened", r" < (?=size|sequences|end|last|limit|width|count|head_dim|rows|outputs)", " <= "),
+    ("a greater for a less", r"\bmax\(", "min("),
+    ("a less for a greater", r"\bmin\(", "max("),
+    ("a comparison turned", r" > ", " < "),
+    ("a sign turned", r"(\w) - (\w)", r"\1 + \2"),
+    ("a sum for a difference", r"(\w) \+ (\w+ \*|load\()", r"\1 - \2"),
+    ("a product's term lost", r" \+= ", " = "),
+    ("a factor dropped", r" \* (scale|shrink|weight|factor|noise)\b", ""),
+    ("or for and", r" and ", " or "),
+    ("a place for another", r" % ", " // "),
 )
 
 TESTS = {
@@ -71,6 +92,7 @@ EQUIVALENT: dict[str, str] = {
 class Mutant:
     """One changed line."""
 
+    backend: str
     file: str
     line: int
     change: str
@@ -81,22 +103,65 @@ class Mutant:
         return f"{self.file}:{self.line} {self.change}: {self.before.strip()}  ->  {self.after.strip()}"
 
 
-def mutants(file: str) -> Iterator[Mutant]:
+NUMBA_TESTS = TESTS | {
+    "activation.py": "gated or logits or softcap",
+    "attention.py": "attention or write_slots or sequence",
+    "attention_tiles.py": "attention and tiles",
+    "blocks.py": "norm or greedy or filter or sample",
+    "linear_rows.py": "(linear or logits or product) and not tiles",
+    "linear_tiles.py": "tiles and not attention",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backend to break: what marks its kernels, how they are changed, and which tests look at them."""
+
+    changes: Changes
+    tests: dict[str, str]
+    decorators: tuple[str, ...]
+    own_tests: str
+    others: tuple[str, ...]
+
+
+SUBJECTS = {
+    "cuda_triton": Subject(TRITON_CHANGES, TESTS, ("jit",), "test_cuda_triton.py", ("reference", "numba")),
+    "numba_cuda": Subject(
+        NUMBA_CHANGES,
+        NUMBA_TESTS,
+        ("kernel", "device"),
+        "test_numba_cuda.py",
+        ("reference", "numba_cpu", "cuda_triton"),
+    ),
+}
+
+
+def folder_of(backend: str) -> Path:
+    """Where the kernels are."""
+    return ROOT / "backends" / backend
+
+
+def mutants(backend: str, file: str) -> Iterator[Mutant]:
     """Every mutant of a file, in order."""
-    source = (KERNELS / file).read_text(encoding="utf-8")
+    subject = SUBJECTS[backend]
+    source = (folder_of(backend) / file).read_text(encoding="utf-8")
     lines = source.splitlines()
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.FunctionDef) or not any("jit" in ast.unparse(d) for d in node.decorator_list):
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef):
             continue
-        doc = node.body[0].end_lineno or node.lineno
+        if not any(word in ast.unparse(d) for d in node.decorator_list for word in subject.decorators):
+            continue
+        first = node.body[0]
+        described = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+        doc = (first.end_lineno if described else first.lineno - 1) or node.lineno
         for number in range(doc + 1, (node.end_lineno or doc) + 1):
             line = lines[number - 1]
             code = line.partition("  #")[0]
-            for change, pattern, replacement in CHANGES:
+            for change, pattern, replacement in subject.changes:
                 for match in re.finditer(pattern, code):
                     after = code[: match.start()] + match.expand(replacement) + code[match.end() :]
                     if after != code and _parses(lines, number, after):
-                        yield Mutant(file, number, change, line, after)
+                        yield Mutant(backend, file, number, change, line, after)
 
 
 def _parses(lines: list[str], number: int, after: str) -> bool:
@@ -132,25 +197,29 @@ def _run_tests(mutant: Mutant, limit: int) -> int:
     os.dup2(quiet, 2)
     import pytest
 
-    lines = (KERNELS / mutant.file).read_text(encoding="utf-8").splitlines()
+    subject = SUBJECTS[mutant.backend]
+    lines = (folder_of(mutant.backend) / mutant.file).read_text(encoding="utf-8").splitlines()
     lines[mutant.line - 1] = mutant.after
     with tempfile.TemporaryDirectory() as folder:
         changed = Path(folder) / mutant.file
         changed.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        sys.meta_path.insert(0, _Instead(f"{PACKAGE}.{mutant.file.removesuffix('.py')}", changed))
+        sys.meta_path.insert(
+            0, _Instead(f"slotwise.backends.{mutant.backend}.{mutant.file.removesuffix('.py')}", changed)
+        )
         tests = ROOT / "tests" / "backends"
-        wanted = f"({TESTS[mutant.file]}) and not bits_in_any_company and not every_configuration"
-        files = [str(tests / "test_cuda_triton.py"), str(tests / "test_kernels.py")]
-        selection = f"{wanted} and not reference and not numba"
+        wanted = f"({subject.tests[mutant.file]}) and not bits_in_any_company and not every_configuration"
+        files = [str(tests / subject.own_tests), str(tests / "test_kernels.py")]
+        selection = " and not ".join((wanted, *subject.others))
         return int(pytest.main([*files, "-x", "-q", "-p", "no:cacheprovider", "-k", selection]))
 
 
 def main() -> int:
     """Run the mutants and report."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--backend", choices=sorted(SUBJECTS), default="cuda_triton")
     parser.add_argument("--sample", type=int, default=0, help="this many mutants, picked by the seed (0: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--file", choices=sorted(TESTS), help="the mutants of one file")
+    parser.add_argument("--file", choices=sorted(NUMBA_TESTS), help="the mutants of one file")
     parser.add_argument("--limit", type=int, default=120, help="seconds a mutant may take")
     parsed = parser.parse_args()
     os.chdir(ROOT)
@@ -159,7 +228,9 @@ def main() -> int:
 
     import slotwise.core.validate  # noqa: F401
 
-    chosen = [m for file in ([parsed.file] if parsed.file else TESTS) for m in mutants(file)]
+    files = [parsed.file] if parsed.file else list(SUBJECTS[parsed.backend].tests)
+    files = [file for file in files if (folder_of(parsed.backend) / file).is_file()]
+    chosen = [mutant for file in files for mutant in mutants(parsed.backend, file)]
     total = len(chosen)
     if 0 < parsed.sample < total:
         picked = sorted(random.Random(parsed.seed).sample(range(total), parsed.sample))

@@ -11,7 +11,8 @@ import triton
 import triton.runtime.interpreter
 from triton.runtime.jit import JITFunction
 
-from slotwise.backends.cuda_triton import attention, embedding, graphs, linear, linear_q, norm, rotary, sampling
+from slotwise.backends import cuda_graphs
+from slotwise.backends.cuda_triton import attention, embedding, linear, linear_q, norm, rotary, sampling
 from slotwise.core.backend import Backend
 
 
@@ -39,7 +40,7 @@ BACKEND = Backend(
     ),
     unavailable=_unavailable,
     device="cuda" if torch.cuda.is_available() else "cpu",
-    chain=graphs.chain,
+    chain=cuda_graphs.chain,
     chains_prefill=False,
     note="" if torch.cuda.is_available() else "no GPU, so in Triton's interpreter: to check kernels, not for speed",
 )

@@ -96,11 +96,12 @@ def facts_of(code: MachineCode) -> KernelFacts:
     with tempfile.TemporaryDirectory(prefix="slotwise-audit-") as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(code.cubin)
-        usage = _USAGE.search(_run("cuobjdump", "-res-usage", str(path)))
+        usages = _USAGE.findall(_run("cuobjdump", "-res-usage", str(path)))
         listing = _run("nvdisasm", "-c", str(path))
-    if usage is None:
+    if not usages:
         raise AuditError(f"{code.kernel} {code.generation}: cuobjdump says nothing of registers; is it too old for it?")
-    registers, stack, shared, local = map(int, usage.groups())
+    # The function, and what it calls out of line (a division's slow path, say), whose registers are counted in its own.
+    registers, stack, shared, local = (max(map(int, column)) for column in zip(*usages, strict=True))
     opcodes = Counter(_INSTRUCTION.findall(listing))
     if not opcodes:
         raise AuditError(f"{code.kernel} {code.generation}: nvdisasm shows no instruction; is it too old for it?")

@@ -50,8 +50,8 @@ def _runs(*, invariant: bool) -> list[object]:
 
 
 def _is_interpreted(backend: Backend) -> bool:
-    """A GPU's kernels on a CPU, program by program: thousands of times slower than they are."""
-    return backend.name == "cuda_triton" and backend.device == "cpu"
+    """A GPU's kernels on a CPU, in an interpreter or a simulator: thousands of times slower than they are."""
+    return backend.name in ("cuda_triton", "numba_cuda") and backend.device == "cpu"
 
 
 def _is_slow(backend: Backend, dtype: DType, place: int, invariant: bool) -> bool:

@@ -18,32 +18,38 @@ from slotwise.core.errors import PlanError
 PROMPTS = ["Once upon a time", "The", "One day, a little girl named Lily found a needle in her"]
 
 
+BACKENDS = ["cuda_triton", "numba_cuda", {"*": "cuda_triton", "attention": "numba_cuda"}]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("drafts", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS, ids=["cuda_triton", "numba_cuda", "mixed"])
 def test_tokens_are_those_of_the_reference(
-    stories: Path, stories_draft: Path, drafts: bool, temperature: float
+    stories: Path, stories_draft: Path, drafts: bool, temperature: float, backend: str | dict[str, str]
 ) -> None:
     sampling = Sampling(max_new_tokens=40, temperature=temperature, top_p=0.95, seed=7)
     draft = stories_draft if drafts else None
-    found = {
-        backend: [
-            out.token_ids
-            for out in LLM(stories, draft=draft, backend=backend, dtype="f32", capacity=128, max_sequences=3).generate(
-                PROMPTS, sampling
-            )
-        ]
-        for backend in ("reference", "cuda_triton")
-    }
-    assert found["cuda_triton"] == found["reference"]
+    expected, found = (
+        LLM(stories, draft=draft, backend=name, dtype="f32", capacity=128, max_sequences=3).generate(PROMPTS, sampling)
+        for name in ("reference", backend)
+    )
+    assert [out.token_ids for out in found] == [out.token_ids for out in expected]
 
 
 @pytest.mark.parametrize("draft", ["ngram", "model"])
-def test_drafts_never_change_bf16_tokens(stories: Path, stories_draft: Path, draft: str) -> None:
+@pytest.mark.parametrize("backend", BACKENDS, ids=["cuda_triton", "numba_cuda", "mixed"])
+def test_drafts_never_change_bf16_tokens(
+    stories: Path, stories_draft: Path, draft: str, backend: str | dict[str, str]
+) -> None:
     sampling = Sampling(max_new_tokens=80, temperature=0.8, seed=3)
     drafter = stories_draft if draft == "model" else draft
-    alone = LLM(stories, backend="cuda_triton", capacity=128).generate(PROMPTS, sampling)
-    drafted = LLM(stories, draft=drafter, backend="cuda_triton", capacity=128).generate(PROMPTS, sampling)
+    alone = LLM(stories, backend=backend, capacity=128).generate(PROMPTS, sampling)
+    drafted = LLM(stories, draft=drafter, backend=backend, capacity=128).generate(PROMPTS, sampling)
     assert [out.token_ids for out in drafted] == [out.token_ids for out in alone]
+
+
+def test_both_backends_share_graphs() -> None:
+    assert load_backend("cuda_triton").chain is load_backend("numba_cuda").chain is not None
 
 
 def test_kernels_replay_from_a_graph() -> None:

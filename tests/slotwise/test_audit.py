@@ -12,14 +12,16 @@ pytest.importorskip("triton", reason="needs Triton: pip install -e '.[triton]'")
 from slotwise.audit.budget import Rule, broken_rules, load_budget
 from slotwise.audit.calls import calls_of
 from slotwise.audit.cubin import CHIPS, AuditError, KernelFacts, facts_of
-from slotwise.audit.report import Audit
+from slotwise.audit.report import DTYPES, Audit
 from slotwise.backends.cuda_triton.ahead import GENERATIONS, compile_call
-from slotwise.core.backend import load_backend
+from slotwise.backends.numba_cuda import ahead as numba_cuda
+from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.specs import DType
 
 from .commands import Run
 
 KERNELS = tuple(kernel.name for kernel in load_backend("cuda_triton").kernels)
+NUMBA_KERNELS = load_backend("numba_cuda").kernels
 
 
 def _facts(kernel: str, op: str, dtype: DType, generation: str) -> KernelFacts:
@@ -35,6 +37,37 @@ def test_a_kernel_keeps_the_budget(kernel: str, generation: str) -> None:
     assert findings
     for finding in findings:
         assert not finding.broken, (str(finding.facts.code.configuration), finding.broken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "kernel"), list(enumerate(NUMBA_KERNELS)), ids=[kernel.name for kernel in NUMBA_KERNELS]
+)
+def test_a_kernel_of_numba_cuda_keeps_the_budget(place: int, kernel: Kernel) -> None:
+    """Its first call, on one generation; `slotwise audit --backend numba_cuda` compiles them all."""
+    generation = numba_cuda.GENERATIONS[place % len(numba_cuda.GENERATIONS)]
+    call = next(c for dtype in DTYPES for c in calls_of(kernel.op, dtype) if c.dtype is dtype and not kernel.refuses(c))
+    audited = list(numba_cuda.compile_call(kernel.name, call, generation))
+    assert audited
+    for code in audited:
+        assert not broken_rules("numba_cuda", facts_of(code), load_budget()), code.function
+
+
+def test_numba_cuda_is_audited_as_triton_is() -> None:
+    findings = list(Audit("numba_cuda", ["sm_90"], load_budget(), ["add.flat"]).run())
+    assert {finding.facts.code.dtype for finding in findings} == {"bf16", "f16", "f32"}
+    for finding in findings:
+        assert not finding.broken
+        assert finding.facts.widest_load == finding.facts.widest_store == 16
+        assert 8 <= finding.facts.registers <= 64
+    demanding = (Rule("w", max_registers=1),)
+    assert broken_rules("numba_cuda", findings[0].facts, demanding)
+
+
+def test_numba_cuda_compiles_tensor_core_instructions() -> None:
+    call = next(iter(calls_of("linear", DType.BF16)))
+    (code,) = numba_cuda.compile_call("linear.rows", call, "sm_80")
+    assert {name.split(".")[0] for name in facts_of(code).tensor} == {"HMMA"}
 
 
 def test_registers_widths_and_instructions_are_read_off_the_cubin() -> None:

@@ -1,0 +1,95 @@
+"""Compiling kernels for GPUs that are not here.
+
+Owns `compile_call`. What always holds: the launches compiled are those that `launch.py` would make for the call with
+aligned tensors, with the argument types that `native.py` passes; each kernel is compiled once for a generation, however
+many calls lead to it. Numba-CUDA compiles to PTX, and nvJitLink, which comes with it, assembles that: neither needs a
+GPU or a driver.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from slotwise.backends.numba_cuda.launch import Scratch, Step, array_type, steps_of
+from slotwise.core.backend import CallSpec
+from slotwise.core.errors import BackendError
+from slotwise.core.machine_code import MachineCode
+
+GENERATIONS = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
+
+
+def choices(generation: str) -> frozenset[str]:
+    """Configurations of a table of them: this backend has none, what a kernel is follows from its call."""
+    return frozenset()
+
+
+def compile_call(kernel: str, call: CallSpec, generation: str) -> Iterator[MachineCode]:
+    """The machine code of every launch of `kernel` for `call` on `generation` (`sm_90`).
+
+    Raises BackendError where Numba-CUDA or its compilers are not installed.
+    """
+    for step in steps_of(kernel)(call, True):
+        yield MachineCode(
+            kernel,
+            step.kernel.__name__,
+            call.dtype.value,
+            f"{step.threads} threads",
+            generation,
+            _cubin(step.kernel, _types_of(step, call), generation),
+            step.threads,
+            0,
+        )
+
+
+def _types_of(step: Step, call: CallSpec) -> tuple[str, ...]:
+    """What each argument is: a numpy type's name, and `[]` behind it for an array."""
+    contract = call.contract
+    names = (argument.name for argument in (*contract.inputs, *contract.outputs))
+    specs = dict(zip(names, (*call.inputs, *call.outputs), strict=True))
+    found = []
+    for value in step.arguments:
+        if isinstance(value, str):
+            spec = specs[value]
+            assert spec is not None  # a kernel names the arguments that its call has
+            found.append(f"{np.dtype(array_type(spec.dtype)).name}[]")
+        elif isinstance(value, Scratch):
+            found.append(f"{np.dtype(array_type(value.dtype)).name}[]")
+        else:
+            found.append("float32" if isinstance(value, float) else "int64")
+    return tuple(found)
+
+
+@functools.cache
+def _cubin(kernel: Any, types: tuple[str, ...], generation: str) -> bytes:
+    try:
+        from cuda.core import Linker, LinkerOptions, ObjectCode
+        from numba import cuda
+        from numba.cuda import dispatcher
+        from numba.cuda import types as numba_types
+    except ImportError as error:
+        raise BackendError(
+            f"Numba-CUDA and CUDA's compilers are needed to compile for a GPU ({error}); pip install 'numba-cuda[cu13]'"
+        ) from error
+    signature = tuple(
+        numba_types.Array(getattr(numba_types, name[:-2]), 1, "C")
+        if name.endswith("[]")
+        else getattr(numba_types, name)
+        for name in types
+    )
+    digits = generation.removeprefix("sm_")
+    capability = (int(digits[:-1]), int(digits[-1]))
+    # Numba-CUDA compiles a kernel for the capability that it is told, and asks the GPU at hand, which need not be
+    # there, about the functions that it calls. Those become LLVM's language alone, in which generations are alike.
+    at_hand = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        ptx, _ = cuda.compile_ptx(kernel.function(), signature, cc=capability, **kernel.options)
+    finally:
+        dispatcher.get_current_device = at_hand
+    linked = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=generation)).link("cubin")
+    return bytes(linked.code)

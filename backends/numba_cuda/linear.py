@@ -1,0 +1,271 @@
+"""Matrix products with weights, and the gate between them.
+
+Owns the kernels of `linear`, `linear_heads`, `linear_qkv`, `linear_gated`, `logits` and `gated_activation`. What always
+holds: `<op>.rows` sums each output over K in one order that N and K alone decide, whatever the number of rows, so a
+row's bits do not depend on the others': in bf16 and fp16 by tensor cores (`linear_rows.py`), else by groups of lanes,
+here. `<op>.tiles` is for prefill (`linear_tiles.py`) and promises nothing.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from slotwise.backends.numba_cuda import elements
+from slotwise.backends.numba_cuda.activation import activation_of, bounded_tanh
+from slotwise.backends.numba_cuda.blocks import ALL, WARP
+from slotwise.backends.numba_cuda.elements import PACK, elements_of
+from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
+from slotwise.backends.numba_cuda.linear_rows import (
+    COLUMNS,
+    TILE,
+    multiply_rows_on_tensor_cores,
+    tiles_for,
+    warps_for,
+)
+from slotwise.backends.numba_cuda.linear_tiles import ROWS, columns_of, multiply_tiles
+from slotwise.backends.numba_cuda.linear_tiles import THREADS as TILE_THREADS
+from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
+from slotwise.backends.numba_cuda.tensor_cores import HALVES
+from slotwise.core.backend import CallSpec, Kernel
+from slotwise.core.ops.linear import ACTIVATIONS
+from slotwise.core.specs import DType
+
+THREADS = 128
+
+MOST_ROWS = 8
+"""Rows that a group of lanes multiplies with the weights it has read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What a product's call fixes at compile time: sizes, dtype, and what follows the sum."""
+
+    op: str
+    dtype: DType
+    outputs: int  # columns of the result; of one of gate and up
+    inner: int
+    biased: bool
+    softcap: float
+    activation: str
+    first_width: int  # columns of q, and of each of k and v
+    other_width: int
+    vector: bool
+
+    @property
+    def gated(self) -> bool:
+        """Whether each column has two sums, gate's and up's."""
+        return self.op == "linear_gated"
+
+
+_OUTPUTS = {
+    "linear": ("y",) * 3,
+    "linear_heads": ("y",) * 3,
+    "linear_qkv": ("q", "k", "v"),
+    "linear_gated": ("y",) * 3,
+    "logits": ("logits",) * 3,
+}
+
+
+def product_of(call: CallSpec, aligned: bool) -> tuple[int, Product]:
+    """The call's rows and everything else about it."""
+    x, weight = call.inputs[0], call.inputs[1]
+    assert x is not None
+    assert weight is not None
+    rows, inner = x.sizes()
+    head_dim = int(call.attrs.get("head_dim", 1))
+    return rows, Product(
+        op=call.op,
+        dtype=call.dtype,
+        outputs=weight.sizes()[0] // (2 if call.op == "linear_gated" else 1),
+        inner=inner,
+        biased=len(call.inputs) == 3 and call.inputs[2] is not None,
+        softcap=float(call.attrs.get("softcap", 0.0)),
+        activation=str(call.attrs.get("activation", "")),
+        first_width=int(call.attrs.get("q_heads", 1)) * head_dim if call.op == "linear_qkv" else 0,
+        other_width=int(call.attrs.get("kv_heads", 1)) * head_dim if call.op == "linear_qkv" else 0,
+        vector=aligned and inner % PACK == 0,
+    )
+
+
+def operands(of: Product) -> tuple[str, ...]:
+    """The names of x, weight, bias (or what stands in for none) and the three results."""
+    return ("x", "weight", "bias" if of.biased else "weight", *_OUTPUTS[of.op])
+
+
+@functools.cache
+def finisher(of: Product) -> Any:
+    """`finish(row, column, value, up, bias, out, second, third)`: bias, gate or cap, rounding, and the store."""
+    raw, result = elements_of(of.dtype, False), elements_of(DType.F32 if of.op == "logits" else of.dtype, False)
+    widen, narrow = raw.widen, result.narrow
+    activate, gated, biased, splits = activation_of(of.activation), of.gated, of.biased, of.op == "linear_qkv"
+    outputs, first_width, other_width = of.outputs, of.first_width, of.other_width
+    second_end = first_width + other_width
+    capped, softcap = of.softcap > 0, np.float32(of.softcap)
+
+    @device
+    def finish(row, column, value, up, bias, out, second, third):
+        if biased:
+            value = value + widen(bias[column])
+        if capped:
+            value = bounded_tanh(value / softcap) * softcap
+        if gated:
+            value = activate(value) * up
+        if splits:
+            if column < first_width:
+                out[row * first_width + column] = narrow(value)
+            elif column < second_end:
+                second[row * other_width + column - first_width] = narrow(value)
+            else:
+                third[row * other_width + column - second_end] = narrow(value)
+        else:
+            out[row * outputs + column] = narrow(value)
+
+    return finish
+
+
+def lanes_for(inner: int) -> int:
+    """Lanes that share an output's sum: a warp's, or fewer where K has fewer packs."""
+    packs = math.ceil(inner / PACK)
+    return min(WARP, 1 << max(0, packs - 1).bit_length())
+
+
+@functools.cache
+def lane_sum(lanes: int) -> Any:
+    """The sum over groups of `lanes` neighbouring lanes, the same bits in each."""
+    wide_16, wide_8, wide_4, wide_2, wide_1 = (lanes > offset for offset in (16, 8, 4, 2, 1))
+
+    @device
+    def total(value):
+        if wide_16:
+            value += cuda.shfl_xor_sync(ALL, value, 16)
+        if wide_8:
+            value += cuda.shfl_xor_sync(ALL, value, 8)
+        if wide_4:
+            value += cuda.shfl_xor_sync(ALL, value, 4)
+        if wide_2:
+            value += cuda.shfl_xor_sync(ALL, value, 2)
+        if wide_1:
+            value += cuda.shfl_xor_sync(ALL, value, 1)
+        return value
+
+    return total
+
+
+@functools.cache
+def multiply_rows(of: Product, rows: int) -> Any:
+    """`rows` rows of x [T, K] times weight [N, K] transposed: a group of lanes sums one output of each row."""
+    load, dot = elements_of(of.dtype, of.vector).load, elements.dot
+    finish, lanes = finisher(of), lanes_for(of.inner)
+    summed, groups = lane_sum(lanes), THREADS // lanes
+    inner, outputs, gated, zero = of.inner, of.outputs, of.gated, np.float32(0)
+    step, up_start = lanes * PACK, of.outputs * of.inner
+
+    @kernel
+    def multiply_rows(x, weight, bias, out, second, third, count):
+        sums = cuda.local.array(rows, np.float32)
+        ups = cuda.local.array(rows, np.float32)
+        lane = cuda.threadIdx.x % lanes
+        column = cuda.blockIdx.x * groups + cuda.threadIdx.x // lanes
+        first = cuda.blockIdx.y * rows
+        for r in range(rows):
+            sums[r] = zero
+            ups[r] = zero
+        if column < outputs:
+            for k in range(lane * PACK, inner, step):
+                left = inner - k
+                weights = load(weight, column * inner + k, left)
+                if gated:
+                    more = load(weight, up_start + column * inner + k, left)
+                for r in range(rows):
+                    if first + r < count:
+                        values = load(x, (first + r) * inner + k, left)
+                        sums[r] = dot(sums[r], values, weights)
+                        if gated:
+                            ups[r] = dot(ups[r], values, more)
+        for r in range(rows):
+            value = summed(sums[r])
+            up = summed(ups[r]) if gated else zero
+            if lane == 0 and column < outputs and first + r < count:
+                finish(first + r, column, value, up, bias, out, second, third)
+
+    return multiply_rows
+
+
+@functools.cache
+def gate_elements(dtype: DType, vector: bool, activation: str) -> Any:
+    """`y = activation(gate) * up`, over all elements, a pack a thread."""
+    of = elements_of(dtype, vector)
+    load, store, multiply = of.load, of.store, elements.multiply
+    activate = elements.each(activation_of(activation))
+
+    @kernel
+    def gate_elements(gate, up, y, count):
+        at = cuda.grid(1) * PACK
+        if at < count:
+            left = count - at
+            store(y, at, left, multiply(activate(load(gate, at, left)), load(up, at, left)))
+
+    return gate_elements
+
+
+def _rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+    rows, of = product_of(call, aligned)
+    if of.vector and of.dtype in HALVES:
+        tiles = tiles_for(rows, of.gated)
+        made = multiply_rows_on_tensor_cores(of, finisher(of), tiles)
+        grid = (math.ceil(of.outputs / TILE), math.ceil(rows / (tiles * COLUMNS)))
+        return (Step(made, grid, WARP * warps_for(of.outputs, of.inner), (*operands(of), rows)),)
+    tile = min(MOST_ROWS, 1 << max(0, rows - 1).bit_length())
+    groups = THREADS // lanes_for(of.inner)
+    grid = (math.ceil(of.outputs / groups), math.ceil(rows / tile))
+    return (Step(multiply_rows(of, tile), grid, THREADS, (*operands(of), rows)),)
+
+
+def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+    rows, of = product_of(call, aligned)
+    if not of.vector:
+        return _rows(call, aligned)  # copies into shared memory are of 16 bytes
+    grid = (math.ceil(of.outputs / columns_of(of.gated)), math.ceil(rows / ROWS))
+    return (Step(multiply_tiles(of, finisher(of)), grid, TILE_THREADS, (*operands(of), rows)),)
+
+
+def _refuses_tiles(call: CallSpec) -> str | None:
+    if call.dtype not in HALVES:
+        return f"tensor cores multiply bf16 and fp16, not {call.dtype.value}"
+    _, of = product_of(call, True)
+    if of.inner % PACK:
+        return f"it copies 16 bytes at a time, and a row of {of.inner} elements has a rest"
+    return _refuses(call)
+
+
+def _gate(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+    count = math.prod(call.outputs[0].sizes())
+    made = gate_elements(call.dtype, aligned and count % PACK == 0, str(call.attrs["activation"]))
+    return (Step(made, (math.ceil(count / (THREADS * PACK)),), THREADS, ("gate", "up", "y", count)),)
+
+
+def _refuses(call: CallSpec) -> str | None:
+    activation = call.attrs.get("activation")
+    if activation is not None and activation not in ACTIVATIONS:
+        return f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}"
+    return None
+
+
+def _kernels(op: str) -> tuple[Kernel, ...]:
+    return (
+        cuda_kernel(op, "rows", _rows, refuses=_refuses),
+        cuda_kernel(op, "tiles", _tiles, refuses=_refuses_tiles, invariant_rows=0),
+    )
+
+
+KERNELS = (
+    *(kernel for op in _OUTPUTS for kernel in _kernels(op)),
+    cuda_kernel("gated_activation", "flat", _gate, refuses=_refuses),
+)

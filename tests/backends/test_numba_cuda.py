@@ -1,0 +1,271 @@
+"""What the contract's cases leave out: long contexts, wide heads, odd memory, padding, broken rows, mixing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from slotwise import LLM, Sampling
+from slotwise.backends.numba_cuda.attention import SPLIT, split_size
+from slotwise.backends.numba_cuda.linear_rows import CHUNK, warps_for
+from slotwise.core.backend import Kernel, load_backend
+from slotwise.core.contract import Case, Inputs
+from slotwise.core.ops import contract_of
+from slotwise.core.ops.attention import _paged
+from slotwise.core.specs import DType
+from slotwise.core.validate import call_of, case_inputs, cases_of, run_case
+
+NUMBA = load_backend("numba_cuda")
+
+
+def _check(kernel: str, case: Case, dtype: DType) -> None:
+    found = NUMBA.kernel(kernel)
+    result = run_case(found, contract_of(found.op), case, dtype, device=NUMBA.device)
+    assert result.passed, str(result)
+
+
+def _launched(kernel: Kernel, inputs: Inputs, case: Case) -> torch.Tensor:
+    inputs = tuple(None if value is None else value.to(NUMBA.device) for value in inputs)
+    call = call_of(contract_of(kernel.op), inputs, case.attrs)
+    (spec,) = call.outputs
+    out = torch.empty(spec.sizes(), dtype=spec.dtype.torch, device=NUMBA.device)
+    scratch = torch.full((kernel.workspace(call),), 0xFF, dtype=torch.uint8, device=NUMBA.device)
+    kernel.bind(inputs, (out,), call.attrs, scratch)()
+    return out
+
+
+def _check_rows_alone(kernel: str, case: Case, dtype: DType) -> None:
+    """Each row alone has the bits that it has among all rows."""
+    found = NUMBA.kernel(kernel)
+    contract = contract_of(found.op)
+    inputs = case_inputs(contract, case, dtype, NUMBA.device)
+    together = _launched(found, inputs, case)
+    for row in range(len(together)):
+        alone = _launched(found, contract.inputs_of_rows(inputs, [row]), case)
+        assert torch.equal(alone[0], together[row]), f"row {row}"
+
+
+def _attention(
+    rows: tuple[int, ...], lengths: tuple[int, ...], dim: int = 24, heads: int = 2, window: int = 0, softcap: float = 0
+) -> Case:
+    rng = torch.Generator().manual_seed(3)
+    starts, kv_len, table, pages = _paged(rng, rows, lengths, 16)
+    q = torch.randn(sum(rows), heads, dim, generator=rng, dtype=torch.float64)
+    k, v = (torch.randn(pages * 16, 1, dim, generator=rng, dtype=torch.float64) for _ in range(2))
+    attrs = {"layer": 0, "page_size": 16, "scale": dim**-0.5, "window": window, "softcap": float(softcap)}
+    return Case("more", (q, k, v, starts, kv_len, table), attrs)
+
+
+def _product(rows: int, inner: int, outputs: int) -> Case:
+    rng = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, inner, generator=rng, dtype=torch.float64)
+    return Case("more", (x, torch.randn(outputs, inner, generator=rng, dtype=torch.float64) / inner**0.5, None))
+
+
+@pytest.mark.parametrize("window", [0, 300])
+def test_attention_over_several_splits_is_attention(window: int) -> None:
+    _check("attention.split", _attention((3, 1, 0, 2), (2 * SPLIT + 1, SPLIT, 0, SPLIT + 1), window=window), DType.F32)
+
+
+def test_attention_tiles_take_long_contexts() -> None:
+    _check("attention.tiles", _attention((70, 2), (300, 40), window=70), DType.BF16)
+
+
+@pytest.mark.parametrize("kernel", ["attention.split", "attention.tiles"])
+@pytest.mark.parametrize("dim", [16, 72, 144, 200])
+def test_heads_of_any_width_are_attended(kernel: str, dim: int) -> None:
+    _check(kernel, _attention((5, 1), (40, 9), dim=dim), DType.BF16)
+
+
+def test_a_head_that_fits_no_16_byte_access_is_read_element_by_element() -> None:
+    case = _attention((5, 1), (40, 9), dim=33)
+    _check("attention.split", case, DType.BF16)
+    call = call_of(contract_of("attention"), case_inputs(contract_of("attention"), case, DType.BF16), case.attrs)
+    assert "a head of 33 has a rest" in str(NUMBA.kernel("attention.tiles").refuses(call))
+
+
+def test_eight_query_heads_can_share_a_kv_head() -> None:
+    _check("attention.split", _attention((2, 1), (20, 9), heads=8), DType.F16)
+
+
+def test_rows_over_several_splits_keep_their_bits_alone() -> None:
+    _check_rows_alone("attention.split", _attention((5, 1), (SPLIT + 3, 300), window=70, softcap=5), DType.BF16)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name", "dtype"),
+    [
+        ("attention.split", "ragged batch with an empty draft", DType.F32),
+        ("linear.rows", "k + 1 rows", DType.BF16),
+        ("linear.rows", "odd sizes", DType.BF16),
+        ("linear_gated.rows", "odd sizes, silu", DType.F32),
+        ("rms_norm.rows", "ragged rows, offset 0", DType.F32),
+    ],
+)
+def test_rows_keep_their_bits_alone(kernel: str, name: str, dtype: DType) -> None:
+    cases = cases_of(contract_of(NUMBA.kernel(kernel).op))
+    _check_rows_alone(kernel, next(case for case in cases if case.name == name), dtype)
+
+
+def test_rows_of_a_deep_product_keep_their_bits_whichever_tile_they_are_in() -> None:
+    assert warps_for(40, 1024) > 4  # more warps share K, so more partial sums are added
+    case = _product(13, 1024, 40)
+    _check("linear.rows", case, DType.BF16)
+    _check_rows_alone("linear.rows", case, DType.BF16)
+
+
+def test_warps_share_a_sum_only_while_each_has_two_chunks() -> None:
+    for outputs, inner in ((16, 64), (1024, 2048), (4096, 14336), (128256, 4096)):
+        warps = warps_for(outputs, inner)
+        assert warps == 4 or inner >= 2 * warps * CHUNK
+
+
+@pytest.mark.parametrize("kernel", ["linear.rows", "linear.tiles"])
+@pytest.mark.parametrize("rows", [9, 130])
+def test_a_product_of_more_outputs_than_a_tile_is_the_product(kernel: str, rows: int) -> None:
+    _check(kernel, _product(rows, 104, 200), DType.BF16)
+
+
+@pytest.mark.parametrize(("op", "offset"), [("linear.rows", 1), ("linear.tiles", 1), ("linear.rows", 3)])
+def test_weights_at_an_odd_place_in_memory_give_the_same_product(op: str, offset: int) -> None:
+    case = _product(6, 64, 40)
+    kernel = NUMBA.kernel(op)
+    x, weight, bias = case_inputs(contract_of("linear"), case, DType.BF16, NUMBA.device)
+    assert weight is not None
+    held = torch.zeros(weight.numel() + 8, dtype=weight.dtype, device=NUMBA.device)
+    moved = held[offset : offset + weight.numel()].view(weight.shape).copy_(weight)
+    difference = _launched(kernel, (x, moved, bias), case) - _launched(kernel, (x, weight, bias), case)
+    assert difference.abs().max() < 0.05
+
+
+def test_a_page_table_gets_at_most_as_many_splits_as_planned() -> None:
+    for keys in (1, SPLIT, SPLIT + 1, 8192, 8193, 131072, 1_000_000):
+        assert -(-keys // split_size(keys)) <= 32
+        assert split_size(keys) >= SPLIT
+
+
+@pytest.mark.parametrize("name", ["attention.split", "attention.tiles"])
+@pytest.mark.parametrize("lengths", [(40, 17), (600, 300)])
+def test_rows_that_belong_to_no_sequence_are_zero(name: str, lengths: tuple[int, ...]) -> None:
+    case = _attention((4, 3), lengths)
+    inputs = case_inputs(contract_of("attention"), case, DType.BF16, NUMBA.device)
+    starts = inputs[3]
+    assert starts is not None
+    starts[2] = 5  # two rows of padding
+    out = _launched(NUMBA.kernel(name), inputs, case)
+    assert out[5:].eq(0).all()
+    assert out[:5].ne(0).any(-1).all()
+
+
+@pytest.mark.parametrize("op", ["write_slots", "rotary_write"])
+def test_of_rows_with_one_slot_the_last_writes_it(op: str) -> None:
+    contract = contract_of(op)
+    case = cases_of(contract)[1]
+    inputs = case_inputs(contract, case, DType.F32, NUMBA.device)
+    slots = inputs[-1]
+    assert slots is not None
+    slots[:] = 1  # as padded rows have one
+    outputs = tuple(torch.empty_like(inputs[0]) for _ in contract.outputs)  # type: ignore[arg-type]
+    kernel = next(kernel for kernel in NUMBA.kernels if kernel.op == op)
+    kernel.bind(inputs, outputs, contract.complete_attrs(case.attrs), None)()
+    v, v_cache = (inputs[1], inputs[3]) if op == "write_slots" else (inputs[2], inputs[7])
+    assert v is not None
+    assert v_cache is not None
+    assert torch.equal(v_cache[1], v[-1])
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7F800000], ids=["NaN", "negative NaN", "infinity"])
+@pytest.mark.parametrize("control", [(0.0, 0, 1.0, 0.0), (1.0, 5, 1.0, 0.0), (1.0, 9, 0.9, 0.1)])
+def test_a_broken_row_is_still_broken_after_the_filters(bits: int, control: tuple[float, int, float, float]) -> None:
+    device = NUMBA.device
+    logits = torch.randn(1, 200, generator=torch.Generator().manual_seed(1)).to(device)
+    logits.view(torch.int32)[0, 130] = bits - 2**32 if bits >= 2**31 else bits
+    controls = [torch.tensor([value]).to(device) for value in control]
+    controls[1] = controls[1].int()
+    scores = torch.zeros(1, 200, device=device)
+    NUMBA.kernel("filter_logits.rows").bind((logits, *controls), (scores,), {}, None)()
+    tokens, ok = torch.zeros(1, dtype=torch.int32, device=device), torch.ones(1, dtype=torch.bool, device=device)
+    scratch = torch.zeros(4096, dtype=torch.uint8, device=device)
+    NUMBA.kernel("greedy.pieces").bind((scores,), (tokens, ok), {}, scratch)()
+    assert not ok.item()
+    assert 0 <= tokens.item() < 200
+
+
+def test_equal_tokens_are_kept_from_the_lowest_up() -> None:
+    device = NUMBA.device
+    logits = torch.zeros(2, 1500, device=device)  # more tokens than a block has threads
+    controls = (torch.ones(2), torch.zeros(2, dtype=torch.int32), torch.tensor([0.1, 0.9]), torch.zeros(2))
+    scores = torch.zeros(2, 1500, device=device)
+    NUMBA.kernel("filter_logits.rows").bind((logits, *(c.to(device) for c in controls)), (scores,), {}, None)()
+    kept = scores.isfinite()
+    for row, expected in ((0, 150), (1, 1350)):
+        count = int(kept[row].sum())
+        assert kept[row].nonzero().flatten().tolist() == list(range(count))
+        assert abs(count - expected) <= 1
+
+
+@pytest.mark.parametrize("stream", [0, 3])
+def test_draws_over_many_pieces_are_those_of_the_definition(stream: int) -> None:
+    rng = torch.Generator().manual_seed(8)
+    scores = torch.randn(3, 9000, generator=rng, dtype=torch.float64)
+    keys = (torch.tensor([1, -7, 2**40]), torch.tensor([0, 5, 4095], dtype=torch.int32))
+    _check("sample.pieces", Case("wide", (scores, *keys), {"stream": stream}), DType.F32)
+    _check("greedy.pieces", Case("wide", (scores,)), DType.F32)
+
+
+def test_attention_of_this_backend_joins_the_rest_of_another(stories_draft: Path) -> None:
+    sampling = Sampling(max_new_tokens=4)
+    options = {"dtype": "f32", "capacity": 32, "speculate": 0, "max_sequences": 1, "decode_rows": 1, "prefill_chunk": 8}
+    mixed = LLM(stories_draft, backend={"*": "reference", "attention": "numba_cuda"}, **options)  # type: ignore[arg-type]
+    chosen = {node.selection.kernel for program in mixed.plan().programs for node in program.graph.nodes}  # type: ignore[union-attr]
+    assert "numba_cuda:attention.split" in chosen
+    assert any(name.startswith("reference:") for name in chosen)
+    expected = LLM(stories_draft, backend="reference", **options).generate("Once", sampling)  # type: ignore[arg-type]
+    assert mixed.generate("Once", sampling).token_ids == expected.token_ids
+
+
+def test_a_native_launch_wraps_a_tensor_once_and_follows_pytorchs_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Numba's side played by a recorder: what a GPU would be asked to do."""
+    native = pytest.importorskip("slotwise.backends.numba_cuda.native", reason="needs Numba-CUDA")
+    done: list[tuple[object, ...]] = []
+    stream = SimpleNamespace(cuda_stream=11)
+
+    class Wrapped:
+        """Numba's view of a tensor."""
+
+    class Recorder:
+        def compiled(self) -> Recorder:
+            return self
+
+        def specialize(self, *arguments: object) -> Recorder:
+            done.append(("compiled", *arguments))
+            return self
+
+        def __getitem__(self, configuration: tuple[object, ...]) -> Callable[..., None]:
+            done.append(("configured", *configuration))
+            return lambda *arguments: done.append(("launched", *arguments))
+
+    monkeypatch.setattr(native.cuda, "as_cuda_array", lambda tensor, sync: done.append(("wrapped", sync)) or Wrapped())
+    monkeypatch.setattr(native.cuda, "external_stream", lambda handle: f"stream {handle}")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    native._stream.cache_clear()
+    x = torch.zeros(4)
+    first, second = (native.native_launch(Recorder(), (2, 3), 64, [x, 7]) for _ in range(2))
+    assert [event for event in done if event[0] == "wrapped"] == [("wrapped", False)]
+    assert sum(event[0] == "compiled" for event in done) == 2
+    done.clear()
+    first()
+    first()
+    stream.cuda_stream = 12  # a graph is captured on a stream of its own
+    first()
+    second()
+    native._stream.cache_clear()
+    kinds = [event[0] for event in done]
+    assert kinds == ["configured", "launched", "launched", "configured", "launched", "configured", "launched"]
+    assert done[0] == ("configured", (2, 3), 64, "stream 11")
+    assert done[3] == ("configured", (2, 3), 64, "stream 12")
+    assert done[1][2] == 7
