@@ -28,11 +28,11 @@ def _by_row(op: str) -> Kernel:
     ) -> Launch:
         x, codes, scale = cast("tuple[torch.Tensor, ...]", inputs[:3])
         offset, *rest = inputs[3:]
-        bits = int(attrs["bits"])
-        others = {name: value for name, value in attrs.items() if name != "bits"}
+        bits, layout = int(attrs["bits"]), str(attrs["layout"])
+        others = {name: value for name, value in attrs.items() if name not in ("bits", "layout")}
 
         def launch() -> None:
-            weight = weight_for(x, codes, scale, offset, bits)
+            weight = weight_for(x, codes, scale, offset, bits, layout)
             for row in range(len(x)):
                 # A copy is aligned as fresh memory is: a vendor's matrix product may round by alignment.
                 results = with_weight(plain, x[row : row + 1].clone(), weight, *rest, **others)
