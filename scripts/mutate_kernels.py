@@ -53,7 +53,7 @@ TESTS = {
     "linear_q.py": "_q or quantised",
     "rotary.py": "rotary or write_slots",
     "attention.py": "attention or write_slots or split or sequence",
-    "sampling.py": "greedy or sample or accept or draws or broken",
+    "sampling.py": "greedy or sample or accept or draws or broken or judged",
     "filters.py": "filter or equal or broken",
     "noise.py": "sample or accept or draws",
 }
