@@ -4,8 +4,8 @@ Owns `interpret`. What always holds: kernels are ordinary `@triton.jit` function
 or set. Triton's own interpreter does the work; for the length of one launch its language is patched as Triton patches
 it, helpers are called as Python functions, and three of its faults are mended: `tl.dot` of bf16 multiplied the raw
 bits, any `tl.dot` rounded a row by its place in the tile (as the BLAS below it does), and float32 to bf16 truncated
-instead of rounding to nearest even. An out-of-bounds access raises nothing here;
-`core/validate.py` puts guard zones around buffers for that.
+instead of rounding to nearest even. A load beyond the kernel's tensors is an error, which Triton's interpreter would
+not notice, and a GPU only sometimes; for stores, `core/validate.py` puts guard zones around buffers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import triton.language as tl
 from triton.runtime import interpreter as peer
 from triton.runtime.jit import JITFunction
 
+from slotwise.core.errors import BackendError
+
 _LOCK = threading.RLock()  # the patches are seen by the whole process
 _MISSING = peer._MISSING
+_READABLE: list[tuple[int, int, str]] = []  # (first byte, byte after the last, argument) of the launch that runs
 
 
 def interpret(function: JITFunction[Any], grid: tuple[int, ...], arguments: Mapping[str, object]) -> None:
     """Run `function` for every program of `grid`, one after another; tensors must be on the CPU.
 
-    Raises what the kernel's Python raises.
+    Raises BackendError for a load that is not within one tensor, and what the kernel's Python raises.
     """
     sizes = (*grid, 1, 1)[:3]
     constants = {parameter.name for parameter in function.params if parameter.is_constexpr}
@@ -43,6 +46,11 @@ def interpret(function: JITFunction[Any], grid: tuple[int, ...], arguments: Mapp
                 name: value if name in constants or value is None else _as_tensor(value)
                 for name, value in arguments.items()
             }
+            _READABLE[:] = [
+                (value.data_ptr(), value.data_ptr() + value.numel() * value.element_size(), name)
+                for name, value in arguments.items()
+                if isinstance(value, torch.Tensor)
+            ]
             run = rewritten(function.fn)
             peer.interpreter_builder.set_grid_dim(*sizes)
             for place in itertools.product(*map(range, sizes)):
@@ -90,6 +98,7 @@ def _patches() -> tuple[tuple[object, str, object, object], ...]:
         (JITFunction, "__call__", _call_helper),
         (triton.knobs.runtime, "interpret", True),
         (builder, "create_dot", _dot),
+        (builder, "create_masked_load", _load),
         (peer, "_convert_float", _convert_float),
     )
     return (*found.values(), *((target, name, _value_of(target, name), new) for target, name, new in ours))
@@ -111,6 +120,21 @@ def _call_helper(self: JITFunction[Any], *arguments: object, **named: object) ->
 
 
 _convert_of_peer = peer._convert_float
+_load_of_peer = peer.InterpreterBuilder.create_masked_load
+
+
+def _load(self: object, pointers: Any, mask: Any, *rest: object) -> object:
+    """What the mask lets through must lie in one of the kernel's tensors."""
+    addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+    if addresses.size:
+        low, high = int(addresses.min()), int(addresses.max())
+        if not any(first <= low and high < last for first, last, _ in _READABLE):
+            near = [f"{name} {low - first:+d} of {last - first}" for first, last, name in _READABLE]
+            raise BackendError(
+                f"a load of {addresses.size} elements, over {high - low + 1} bytes, is in no tensor of the kernel; "
+                f"from their starts, in bytes: {', '.join(near)}"
+            )
+    return _load_of_peer(self, pointers, mask, *rest)
 
 
 def _dot(self: object, a: Any, b: Any, d: Any, *_: object) -> object:

@@ -10,8 +10,12 @@ import torch
 
 pytest.importorskip("triton", reason="needs Triton: pip install -e '.[triton]'")
 
+import triton
+import triton.language as tl
+
 from slotwise.backends.cuda_triton import configurations, linear, tuning
 from slotwise.backends.cuda_triton.attention import SPLIT, split_size
+from slotwise.backends.cuda_triton.interpreter import interpret
 from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.contract import Case, Inputs
 from slotwise.core.errors import BackendError
@@ -215,6 +219,20 @@ def test_drafts_over_many_blocks_are_judged_as_defined(refusing: bool) -> None:
         keys = torch.arange(8) + 100 * seed, torch.arange(8, dtype=torch.int32)
         case = Case("wide", (target, draft, tokens, starts, *keys))
         _check(TRITON.kernel("accept_rejection.sequences"), case, DType.F32)
+
+
+@triton.jit
+def _copy_without_a_mask(source, target, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    index = tl.arange(0, BLOCK)
+    tl.store(target + index, tl.load(source + index), mask=index < size)
+
+
+def test_an_interpreted_load_beyond_a_tensor_is_an_error_though_nothing_of_it_is_stored() -> None:
+    source, target = torch.arange(24.0)[:16], torch.zeros(16)
+    interpret(_copy_without_a_mask, (1,), {"source": source, "target": target, "size": 16, "BLOCK": 16})
+    assert target.equal(source)
+    with pytest.raises(BackendError, match="a load of 32 elements"):
+        interpret(_copy_without_a_mask, (1,), {"source": source, "target": target, "size": 16, "BLOCK": 32})
 
 
 def _entries() -> list[object]:
