@@ -258,22 +258,25 @@ def test_attention_handed_out_by_runs_has_the_bits_of_attention_in_one_piece(len
 
 
 def test_integer_products_are_the_same_by_every_instruction() -> None:
-    """The portable form is what other processors run; here both run on the same codes."""
+    """The portable form is what other processors run; here both run on the same codes, a group's eight words each."""
     from llvmlite import ir
 
-    from slotwise.backends.numba_cpu.products_q import product_of_codes, sum_of_fours
+    from slotwise.backends.numba_cpu.machine import HAS_AVX2
+    from slotwise.backends.numba_cpu.octets_q import Products
     from slotwise.backends.numba_cpu.vectors import intrinsic, load, store
 
     codes = ir.VectorType(ir.IntType(8), 32)
 
     def product(signed: bool, portable: bool) -> Any:
-        make = product_of_codes if signed else sum_of_fours
-
         @intrinsic
         def multiply(typing: Any, a: Any, b: Any, out: Any) -> Any:
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                left, right = (load(builder, codes, address) for address in arguments[:2])
-                store(builder, make(builder, left, right, portable=portable), arguments[2])
+                products = Products(builder, narrow=not signed, avx2=HAS_AVX2 and not portable, vnni=False)
+                total = products.zero()
+                for word in range(8):
+                    left, right = (load(builder, codes, address, 32 * word) for address in arguments[:2])
+                    total = (products.add_signed if signed else products.add)(total, left, right)
+                store(builder, products.whole(total), arguments[2])
                 return context.get_dummy_value()
 
             return types.void(int64, int64, int64), generate
@@ -284,13 +287,13 @@ def test_integer_products_are_the_same_by_every_instruction() -> None:
     for signed, low, high in ((True, -127, 127), (False, 0, 15)):
         forms = [product(signed, portable) for portable in (False, True)]
         for turn in range(50):
-            a = generator.integers(low, high + 1, 32).astype(np.int8)
-            b = generator.integers(-127, 128, 32).astype(np.int8)
+            a = generator.integers(low, high + 1, (8, 32)).astype(np.int8)
+            b = generator.integers(-127, 128, (8, 32)).astype(np.int8)
             if turn == 0:
                 a[:], b[:] = high, 127
             if turn == 1:
                 a[:], b[:] = low, -127
-            want = (a.astype(np.int32) * b.astype(np.int32)).reshape(8, 4).sum(1)
+            want = (a.astype(np.int32) * b.astype(np.int32)).reshape(8, 8, 4).sum((0, 2))
             for form in forms:
                 out = np.zeros(8, np.int32)
                 form(a.ctypes.data, b.ctypes.data, out.ctypes.data)

@@ -51,4 +51,6 @@ def test_the_number_of_threads_changes_no_token(stories: Path, stories_draft: Pa
 def test_a_plan_names_the_default_backend_for_every_call(stories: Path) -> None:
     plan = slotwise.LLM(stories, capacity=64).plan()
     assert plan.backends == ("numba_cpu",)
-    assert "numba_cpu:linear_gated.panels" in str(plan)
+    assert plan.prefill_is_invariant
+    assert all(p.layout == "octets" for p in plan.target.parameters if len(p.value.spec.shape) == 2 and p.word)
+    assert "octets" in str(plan.programs[0].graph)
