@@ -49,6 +49,7 @@ TRITON_CHANGES: Changes = (
 
 NUMBA_CHANGES: Changes = (
     ("a barrier left out", r"cuda\.sync(?:threads|warp)\(\)", "pass"),
+    ("a wait left out", r"\b(?:all_)?copies_done\(\)", "pass"),
     ("an index shifted", r"cuda\.(threadIdx|blockIdx)\.x\b", r"(1 + cuda.\1.x)"),
     ("the last round skipped", r"range\((.+), (\w+), (\w+)\)", r"range(\1, \2 - \3, \3)"),
     ("a round too many", r"range\((.+), (\w+), (\w+)\)", r"range(\1, \2 + \3, \3)"),
