@@ -11,8 +11,8 @@ from slotwise.core.affine import Affine, prove
 from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.check import check_graph
 from slotwise.core.errors import BackendError, SlotwiseError, VerificationError
-from slotwise.core.graph import Node
-from slotwise.core.layouts import LAYOUTS, ROWS, fits
+from slotwise.core.graph import Node, Parameter
+from slotwise.core.layouts import OCTETS, ROWS, fits
 from slotwise.core.printer import format_around
 from slotwise.core.quantise import DERIVATIONS
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
@@ -268,6 +268,13 @@ def _verify_caches(plan: Plan, program: Program) -> None:
         raise VerificationError("caches", f"program {program.name} never writes the slots of layers {missing}")
 
 
+def _can_stand(parameter: Parameter) -> bool:
+    """Whether a parameter's shape allows the layout that it is said to have."""
+    shape, word = parameter.value.spec.sizes(), parameter.word
+    in_octets = parameter.layout == OCTETS and len(shape) == 2 and word > 0 and fits(shape[0], shape[1], word)
+    return parameter.layout == ROWS or in_octets
+
+
 def _verify_parameters(role: RolePlan, program: Program) -> None:
     """A program's weights are the role's, its rotary tables reach every position, its page tables every slot."""
     known = {parameter.value.name: parameter for parameter in role.parameters}
@@ -279,9 +286,7 @@ def _verify_parameters(role: RolePlan, program: Program) -> None:
             raise VerificationError(
                 "weights", f"program {program.name}: {value.name} is derived by {parameter.derive!r}, which is unknown"
             )
-        if parameter.layout not in LAYOUTS or (
-            parameter.layout != ROWS and not fits(*value.spec.sizes(), parameter.word)
-        ):
+        if not _can_stand(parameter):
             raise VerificationError(
                 "weights",
                 f"program {program.name}: {value.name}: {value.spec} cannot stand in {parameter.layout!r} of words of "

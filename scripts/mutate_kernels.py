@@ -49,6 +49,7 @@ TRITON_CHANGES: Changes = (
 
 NUMBA_CHANGES: Changes = (
     ("a barrier left out", r"cuda\.sync(?:threads|warp)\(\)", "pass"),
+    ("a wait left out", r"\b(?:all_)?copies_done\(\)", "pass"),
     ("an index shifted", r"cuda\.(threadIdx|blockIdx)\.x\b", r"(1 + cuda.\1.x)"),
     ("the last round skipped", r"range\((.+), (\w+), (\w+)\)", r"range(\1, \2 - \3, \3)"),
     ("a round too many", r"range\((.+), (\w+), (\w+)\)", r"range(\1, \2 + \3, \3)"),
@@ -118,17 +119,17 @@ class Subject:
     changes: Changes
     tests: dict[str, str]
     decorators: tuple[str, ...]
-    own_tests: str
+    own_tests: tuple[str, ...]
     others: tuple[str, ...]
 
 
 SUBJECTS = {
-    "cuda_triton": Subject(TRITON_CHANGES, TESTS, ("jit",), "test_cuda_triton.py", ("reference", "numba")),
+    "cuda_triton": Subject(TRITON_CHANGES, TESTS, ("jit",), ("test_cuda_triton.py",), ("reference", "numba")),
     "numba_cuda": Subject(
         NUMBA_CHANGES,
         NUMBA_TESTS,
         ("kernel", "device"),
-        "test_numba_cuda.py",
+        ("test_numba_cuda.py", "test_numba_cuda_odd_widths.py"),
         ("reference", "numba_cpu", "cuda_triton"),
     ),
 }
@@ -206,7 +207,7 @@ def _run_tests(mutant: Mutant, limit: int) -> int:
         )
         tests = ROOT / "tests" / "backends"
         wanted = f"({subject.tests[mutant.file]}) and not bits_in_any_company and not every_configuration"
-        files = [str(tests / subject.own_tests), str(tests / "test_kernels.py")]
+        files = [str(tests / name) for name in (*subject.own_tests, "test_kernels.py")]
         selection = " and not ".join((wanted, *subject.others))
         return int(pytest.main([*files, "-x", "-q", "-p", "no:cacheprovider", "-k", selection]))
 

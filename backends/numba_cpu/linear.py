@@ -77,7 +77,8 @@ def _sum_bytes(rows: int) -> int:
 @device
 def _sums(field: Any, thread: int) -> int:
     """This thread's memory for two blocks of sums, after the packed rows."""
-    return field[PACKED] + field[_PACKED_BYTES] + thread * 2 * min(field[ROWS], BLOCK_ROWS) * (CHUNK * 4)
+    rows = min(field[ROWS], BLOCK_ROWS)
+    return int(field[PACKED] + field[_PACKED_BYTES] + thread * 2 * rows * (CHUNK * 4))
 
 
 @device
@@ -85,12 +86,12 @@ def _prepare(field: Any, thread: int) -> int:
     """Where the packed rows are; they are packed here where each thread does that for itself."""
     packed, rows = field[PACKED], field[ROWS]
     if field[_PRIVATE] == 0:
-        return packed
+        return int(packed)
     own = packed + thread * rows * field[ROW_BYTES]
     for tile in range(field[TILES]):
         first, last = tile_rows(tile, rows)
         call_5(field[_PACK], (field[X], field[WIDTH], first, last, own + first * field[ROW_BYTES]))
-    return own
+    return int(own)
 
 
 @device

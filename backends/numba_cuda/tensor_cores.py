@@ -65,28 +65,31 @@ def load_matrices_transposed(active, array, index):
 def copy_16(active, target, at, source, index, live):
     """Eight 16-bit elements from global to shared memory, zeros where not `live` (`cp.async.cg`, 16 bytes).
 
-    It is done after `copies_done`, and then seen by other threads after a barrier. The simulator copies at once: a
-    missing wait is nothing that it can show. `index` must be in bounds where nothing is read, too.
+    It is done after `copies_done`, and then seen by other threads after a barrier. `index` must be in bounds where
+    nothing is read, too.
     """
     found = active.load_vector(source, index, PACK)
-    active.store_vector(target, at, tuple(np.where(live, part, np.uint16(0)) for part in found))
+    active.copy_later(target, at, tuple(np.where(live, part, np.uint16(0)) for part in found))
 
 
 @intrinsic(numba=assembly.commit_copies)
 def commit_copies(active):
     """The thread's copies so far, since the last call, are one group (`cp.async.commit_group`)."""
+    active.commit_copies()
     return np.zeros(active.shape, np.int32)
 
 
 @intrinsic(numba=assembly.copies_done)
 def copies_done(active):
     """Wait for all groups of the thread but the newest (`cp.async.wait_group 1`)."""
+    active.wait_copies(newest=1)
     return np.zeros(active.shape, np.int32)
 
 
 @intrinsic(numba=assembly.all_copies_done)
 def all_copies_done(active):
     """Wait for all copies of the thread (`cp.async.wait_all`)."""
+    active.wait_copies()
     return np.zeros(active.shape, np.int32)
 
 

@@ -21,6 +21,13 @@ def test_it_names_what_is_here(run: Run) -> None:
         assert line in done.out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU needs no simulator")
+def test_it_says_which_gpu_kernels_are_simulated_here(run: Run) -> None:
+    (line,) = (line for line in run("doctor").out.splitlines() if line.startswith("  numba_cuda"))
+    assert line.startswith("  numba_cuda   ready, ")
+    assert "no GPU, so in the SIMT simulator" in line
+
+
 def test_what_is_missing_comes_with_its_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(package: str) -> str:
         raise importlib.metadata.PackageNotFoundError(package)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import memory
+from . import copies, memory
 from .arrays import Array
 from .faults import DivergentWarp, UnsupportedKernel, site_text
 from .threads import WARP, Threads
@@ -55,6 +55,21 @@ class Active:
         places = self._vector(array, index, len(values))
         columns = np.stack([np.broadcast_to(self._flat(value), self._flat_shape) for value in values], 1)
         memory.put(self._threads, array, places, columns, self._lanes, self._site)
+
+    def copy_later(self, array: Array, index: Any, values: Sequence[Any]) -> None:
+        """As `store_vector`, done when the thread waits (`cp.async`); until then nobody may touch the place."""
+        self._check_writable(array)
+        places = self._vector(array, index, len(values))
+        columns = np.stack([np.broadcast_to(self._flat(value), self._flat_shape) for value in values], 1)
+        copies.begin(self._threads, array, places, columns.astype(array.dtype), self._site)
+
+    def commit_copies(self) -> None:
+        """Ends a group of copies (`cp.async.commit_group`)."""
+        copies.commit(self._threads)
+
+    def wait_copies(self, newest: int | None = None) -> None:
+        """Waits for all copies of the thread, or for all groups but the `newest` so many (`cp.async.wait_group`)."""
+        copies.finish(self._threads, newest)
 
     @property
     def _flat_shape(self) -> tuple[int]:
@@ -159,7 +174,7 @@ class Intrinsic:
 
 
 def _stored_to(simulated: Callable[..., Any], parameters: Sequence[str]) -> frozenset[str]:
-    """The parameters that `active.store` and `store_vector` are called with; all where the source does not say."""
+    """The parameters that `active.store` and kin are called with; all of them where the source does not say."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(simulated)))
     except (OSError, TypeError, SyntaxError):
@@ -167,7 +182,7 @@ def _stored_to(simulated: Callable[..., Any], parameters: Sequence[str]) -> froz
     found = {
         node.args[0].id
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".store", ".store_vector"))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".store", ".store_vector", ".copy_later"))
         if node.args and isinstance(node.args[0], ast.Name)
     }
     return frozenset(found & set(parameters) or parameters)

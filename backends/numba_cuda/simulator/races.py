@@ -30,7 +30,9 @@ _BESIDE = NEAR | FAR
 SITE_SHIFT = THREAD_BITS + 2
 SITE = (1 << SITE_BITS) - 1
 CLOCK_SHIFT = SITE_SHIFT + SITE_BITS
-CLOCK_LIMIT = 1 << (63 - CLOCK_SHIFT)
+CLOCK_LIMIT = (1 << (63 - CLOCK_SHIFT)) - 1
+COPYING = CLOCK_LIMIT << CLOCK_SHIFT
+"""When a copy is done that no thread has waited for: after everything."""
 
 Places = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -79,6 +81,11 @@ class Shadow:
         if (last != stamps).any():
             self._compare(threads, array, places, stamps, lanes, last, "writes", "writes at once")
 
+    def begin_copy(self, threads: Threads, array: Array, places: Places, stamps: Places, lanes: Places | None) -> None:
+        """Each thread begins to write its place, until it waits."""
+        self.write(threads, array, places, stamps, lanes)
+        self.written[places] = stamps | COPYING
+
     def change(self, threads: Threads, array: Array, places: Places, stamps: Places, lanes: Places | None) -> None:
         """Each thread changes its place atomically."""
         self._compare(threads, array, places, stamps, lanes, self.written[places], "changes atomically", "wrote")
@@ -112,7 +119,7 @@ class Shadow:
         late = records >= since if self.shared else records != 0
         if not late.any():
             return
-        which = np.flatnonzero(late & (((records ^ stamps) & THREAD) != 0))
+        which = np.flatnonzero(late & ((((records ^ stamps) & THREAD) != 0) | (records >= COPYING)))
         if not which.size:
             return
         theirs, mine = records[which] & THREAD, stamps[which] & THREAD
@@ -124,6 +131,7 @@ class Shadow:
         which = which[~ordered]
         if which.size:
             first = int(which[0])
+            did = "still copies to" if records[first] >= COPYING else did
             raise DataRace(
                 f"{array.describe(int(places[first]) * self.unit)}: nothing orders these two accesses\n"
                 f"  {_who_and_where(threads, int(stamps[first]), does)}\n"

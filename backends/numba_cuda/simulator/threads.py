@@ -24,6 +24,7 @@ from .races import CLOCK_SHIFT, Shadow, check_clock
 from .values import truth
 
 if TYPE_CHECKING:
+    from .copies import Copy
     from .kernels import Launch
 
 WARP_BITS = 5
@@ -68,6 +69,8 @@ class Threads:
         self._numbers = (first + self.block_of << launch.block_bits) + self.lane_numbers % size
         self.stamps = self._numbers + (1 << CLOCK_SHIFT)
         self.warp_clocks: Any = None
+        self.copies: list[Copy] = []
+        self.copy_group = np.zeros(self.lanes, np.int64)
         self.shared: dict[Any, tuple[Any, Shadow | None]] = {}
         self._set_indices()
 

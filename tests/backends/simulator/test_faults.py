@@ -310,6 +310,26 @@ def test_of_many_readers_no_other_is_forgotten(writer: int, synchronised: bool) 
     )
 
 
+@kernel
+def reads_in_turn(out):
+    tile = cuda.shared.array(1, np.float32)
+    i = cuda.threadIdx.x
+    if i == 0:
+        tile[0] = np.float32(1)
+    cuda.syncthreads()
+    for turn in range(3):
+        if i == 40 - 37 * (turn % 2):  # threads 40, 3, 40
+            out[turn] = tile[0]
+    if i == 40:
+        tile[0] = np.float32(2)
+
+
+def test_a_reader_is_not_forgotten_when_one_before_it_reads_again() -> None:
+    text = _fault(DataRace, reads_in_turn.simulate, 1, 64, _floats(3))
+    assert re.search(r"thread \(40, 0, 0\) writes it", text)
+    assert re.search(r"thread \(3, 0, 0\) read it", text)
+
+
 @pytest.mark.parametrize("writer", [0, 17, 31])
 def test_a_warp_barrier_orders_the_lanes_of_its_warp(writer: int) -> None:
     everyone_reads_one_writes.simulate(1, 32, (_floats(32), writer, 1))
