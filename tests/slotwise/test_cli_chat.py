@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +112,26 @@ def test_bytes_that_are_no_text_do_not_end_the_conversation(talkative: Path) -> 
 
 
 def test_an_interrupt_stops_the_answer_and_a_second_the_conversation(talkative: Path) -> None:
-    words = ("--max-new-tokens", 400, "--ignore-eos", "--threads", 1)
+    # The slowest backend: an answer must not be over before it can be stopped.
+    words = ("--max-new-tokens", 400, "--ignore-eos", "--backend", "reference")
     process = start("chat", talkative, *words)
+    patience = threading.Timer(100, process.kill)  # what never comes ends the wait for it
+    patience.start()
     pipe(process.stdin).write("Hello\n")
     pipe(process.stdin).flush()
     said = pipe(process.stdout).read(5)
     process.send_signal(signal.SIGINT)
     while not said.endswith("[stopped]\n"):
-        said += pipe(process.stdout).readline()
+        line = pipe(process.stdout).readline()
+        assert line, "it ended, or its answer did, before it was stopped"
+        said += line
     pipe(process.stdin).write("And then?\n")
     pipe(process.stdin).flush()
     assert pipe(process.stdout).read(5)
     process.send_signal(signal.SIGINT)
-    while "[stopped]" not in pipe(process.stdout).readline():
-        pass
+    while "[stopped]" not in (line := pipe(process.stdout).readline()):
+        assert line
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
+    patience.cancel()
     assert (process.returncode, err) == (130, "\ninterrupted\n")
