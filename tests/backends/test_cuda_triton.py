@@ -20,6 +20,7 @@ from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.contract import Case, Inputs
 from slotwise.core.errors import BackendError
 from slotwise.core.graph import Attr
+from slotwise.core.layouts import ROWS
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.ops.attention import _paged
 from slotwise.core.quantise import SCHEMES, quantise
@@ -260,7 +261,8 @@ def test_every_configuration_computes_the_op(
     for module in ("linear", "linear_q", "attention"):
         monkeypatch.setattr(f"slotwise.backends.cuda_triton.{module}.configure", forced)
     contract = contracts()[op]
-    for case in cases_of(contract)[:8]:
+    in_rows = [case for case in cases_of(contract) if case.attrs.get("layout", ROWS) == ROWS]
+    for case in in_rows[:8]:
         result = run_case(TRITON.kernel(f"{op}.{kind}"), contract, case, DType.BF16, device=TRITON.device)
         assert result.passed, str(result)
 
