@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from slotwise.core.errors import PlanError
 from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
 from slotwise.engine.arrays import Arrays, lay_out, memory_of
+from slotwise.engine.memory import Shelf, host_memory
 from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.plan import Plan
@@ -57,7 +59,7 @@ class Executor:
         layout = lay_out(plan.buffers, written, device)
         self.buffers = layout.buffers
         self.arrays = Arrays(layout, separate=device.type != "cpu")
-        self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=device)
+        self.arena = host_memory(plan.arena_bytes).to(device)
         self.caches = {role.role: _caches(plan, role.role, device) for role in plan.roles}
         self.weights = {
             role.role: _on(device, load_weights(role.parameters, weights[role.role], role.role, progress))
@@ -231,12 +233,15 @@ def _leading(buffer: torch.Tensor, value: Value) -> torch.Tensor:
 
 def _caches(plan: Plan, role_name: str, device: torch.device) -> dict[str, torch.Tensor]:
     role = plan.role(role_name)
-    found = {}
-    for cache in role.caches:
-        shape = (role.slots, cache.kv_heads, cache.head_dim)
-        found[f"kv{cache.layer}.k"] = torch.zeros(shape, dtype=role.dtype.torch, device=device)
-        found[f"kv{cache.layer}.v"] = torch.zeros(shape, dtype=role.dtype.torch, device=device)
-    return found
+    shapes = {
+        f"kv{cache.layer}.{part}": (role.slots, cache.kv_heads, cache.head_dim)
+        for cache in role.caches
+        for part in ("k", "v")
+    }
+    if device.type != "cpu":
+        return {name: torch.zeros(shape, dtype=role.dtype.torch, device=device) for name, shape in shapes.items()}
+    shelf = Shelf(sum(Shelf.room(math.prod(shape) * role.dtype.itemsize) for shape in shapes.values()))
+    return {name: shelf.take(shape, role.dtype.torch) for name, shape in shapes.items()}
 
 
 def _on(device: torch.device, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

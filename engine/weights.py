@@ -16,6 +16,7 @@ from slotwise.core.graph import Parameter
 from slotwise.core.layouts import laid_out
 from slotwise.core.model import WeightSource
 from slotwise.core.quantise import GROUP, PARTS, SCHEMES, quantise
+from slotwise.engine.memory import Shelf
 
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total) during long work."""
@@ -25,19 +26,23 @@ def load_weights(
     parameters: tuple[Parameter, ...], source: WeightSource, role: str, progress: Progress | None
 ) -> dict[str, torch.Tensor]:
     """Parameters by name: a mapped view where dtype and shape already fit, one copy that joins and converts, or what is
-    derived from the sources.
+    derived from the sources. What is not mapped stands together in one memory.
     """
     shared: dict[tuple[object, ...], torch.Tensor] = {}
     found = {}
+    sizes = {_key(parameter): Shelf.room(parameter.value.spec.nbytes()) for parameter in parameters}
+    shelf = Shelf(sum(sizes.values()))
     for done, parameter in enumerate(parameters):
         key = _key(parameter)
         if key not in shared and parameter.derive:
             scheme = parameter.derive.partition(".")[0]
             siblings = [p for p in parameters if p.sources == parameter.sources and _scheme(p) == scheme]
-            shared.update(_quantised(siblings, scheme, source, role))
+            made = _quantised(siblings, scheme, source, role)
+            shared.update({each: shelf.keep(tensor) for each, tensor in made.items()})
         elif key not in shared:
             parts = [source.tensor(name, parameter.value.spec) for name in parameter.sources]
-            shared[key] = laid_out(_join(parts, parameter, role), parameter.word, parameter.layout)
+            weight = laid_out(_join(parts, parameter, role), parameter.word, parameter.layout)
+            shared[key] = weight if weight is parts[0] else shelf.keep(weight)
         found[parameter.value.name] = shared[key]
         if progress is not None:
             progress(f"loading {role}", done + 1, len(parameters))

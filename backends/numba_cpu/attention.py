@@ -38,7 +38,7 @@ from slotwise.backends.numba_cpu.memory import (
 )
 from slotwise.backends.numba_cpu.products import packed_width, strided_products_function
 from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, MAX_THREADS, next_chunk, share
-from slotwise.backends.numba_cpu.vectors import BF16, BLOCK, F32, ITEMSIZE, mix_block, pack_row
+from slotwise.backends.numba_cpu.vectors import BF16, BLOCK, F32, ITEMSIZE, ask_for, greatest, mix_block, pack_row
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
 from slotwise.core.specs import dim_size
@@ -54,25 +54,29 @@ HEADS = 6
 FEW_PIECES = 32
 """Pieces of work below which runs are handed out one by one: few heads and a long sequence still keep all busy."""
 
+_LINE = 64
+"""Bytes of a cache line."""
+
 _LANE_BYTES, _BLOCK_BYTES = LANES * 4, BLOCK * 4
 
 # A record's fields: the op's arguments, then memory and sizes.
 _Q, _K_CACHE, _V_CACHE, _ROW_START, _KV_LEN, _PAGE_TABLE, _OUT, _SCRATCH, _OWN, _PIECES = range(10)
 _BATCH, _Q_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _COLUMNS, _WINDOW, _SCALE, _SOFTCAP, _PRODUCTS = range(10, 20)
-_FIELDS = 20
+_RUN_BYTES = 20
+_FIELDS = 21
 
 _LOWEST = np.float32(-np.inf)
 
 
 @device
-def _sum_of_run(scores: np.ndarray, at: int) -> np.float32:
-    """The sum of a run's weights, over lanes first."""
+def _sum_of_run(weights: np.ndarray, count: int) -> np.float32:
+    """The sum of a run's weights, whole vectors of them, over lanes first."""
     lanes = floats(stack_memory(_LANE_BYTES), LANES)
     for lane in range(LANES):
         lanes[lane] = ZERO
-    for i in range(0, RUN, LANES):
+    for i in range(0, count, LANES):
         for lane in range(LANES):
-            lanes[lane] += scores[at + i + lane]
+            lanes[lane] += weights[i + lane]
     total = ZERO
     for lane in range(LANES):
         total += lanes[lane]
@@ -96,26 +100,43 @@ def _mix(kind: int, heads: int, values: int, stride: int, count: int, weights: i
 
 
 @device
+def _ask_for_page(cache: int, page: int, page_size: int, stride: int, width: int) -> None:
+    """Ask for a head's part, `width` bytes, of each position of a page."""
+    start = cache + page * page_size * stride
+    for position in range(page_size):
+        for line in range(0, width, _LINE):
+            ask_for(start + position * stride + line)
+
+
+@device
 def _scores_of_run(
     products: int,
     heads: int,
     queries: int,
-    cache: int,
+    keys: int,
+    values: int,
     stride: int,
     head_dim: int,
+    width: int,
     pages: int,
     page_size: int,
     first: int,
     last: int,
     scores: int,
 ) -> None:
-    """Products of the queries with the keys at positions `first` to `last` of one run; a page's keys lie together."""
+    """Products of the queries with the keys at positions `first` to `last` of one run; a page's keys lie together.
+
+    Meanwhile the next page's keys are asked for, and the values of this one, `width` bytes each.
+    """
     table = int32s(pages, last // page_size + 1)
     position = first
     while position < last:
         page, inside = position // page_size, position % page_size
         together = min(page_size - inside, last - position)
-        key = cache + (as_int64(table[page]) * page_size + inside) * stride
+        if position + together < last:
+            _ask_for_page(keys, as_int64(table[page + 1]), page_size, stride, width)
+        _ask_for_page(values, as_int64(table[page]), page_size, stride, width)
+        key = keys + (as_int64(table[page]) * page_size + inside) * stride
         at = scores + (position % RUN) * 4
         call_8(products, (heads, queries, key, stride, head_dim, together, at, RUN * 4))
         position += together
@@ -206,7 +227,6 @@ def _attend_run(
         source = field[_Q] + (row * field[_Q_HEADS] + first_head + head) * head_dim * item
         pack_row(kind, source, head_dim, own + head * (BLOCK * 4), heads * (BLOCK * 4))
     scores_at = own + HEADS * wide * 4
-    scores = floats(scores_at, HEADS * RUN)
     mixed, highest = floats(found, heads * wide), floats(found + HEADS * wide * 4, HEADS)
     total = floats(found + HEADS * (wide + 1) * 4, HEADS)
     for i in range(heads * wide):
@@ -216,32 +236,37 @@ def _attend_run(
         heads,
         own,
         field[_K_CACHE] + head_at,
+        field[_V_CACHE] + head_at,
         stride,
         head_dim,
+        head_dim * item,
         pages,
         page_size,
         low,
         high,
         scores_at,
     )
-    first, last = low % RUN, (high - 1) % RUN + 1
+    # Whole vectors about the run's scores: what else stands in them weighs nothing.
+    first, count = low % RUN // LANES * LANES, high - low
+    before = low % RUN - first
+    whole = (before + count + LANES - 1) // LANES * LANES
     for head in range(heads):
-        at = head * RUN
-        for i in range(first):
-            scores[at + i] = _LOWEST
-        for i in range(last, RUN):
-            scores[at + i] = _LOWEST
-        best = _LOWEST
-        for i in range(first, last):
-            score = scores[at + i] * scale
+        at = scores_at + (head * RUN + first) * 4
+        scores, all_scores = floats(at + before * 4, count), floats(at, whole)
+        for i in range(count):
+            score = scores[i] * scale
             if capped:
                 score = tanh(score / softcap) * softcap
-            scores[at + i] = score
-            # A NaN must not lose against a number: it is an error of its row, to be seen there.
-            best = score if score > best or score != score else best
-        for i in range(RUN):
-            scores[at + i] = exp(scores[at + i] - best)
-        highest[head], total[head] = best, _sum_of_run(scores, at)
+            scores[i] = score
+        for i in range(before):
+            all_scores[i] = _LOWEST
+        for i in range(before + count, whole):
+            all_scores[i] = _LOWEST
+        # A NaN must not lose against a number: it is an error of its row, to be seen there.
+        best = greatest(at, whole)
+        for i in range(whole):
+            all_scores[i] = exp(all_scores[i] - best)
+        highest[head], total[head] = best, _sum_of_run(all_scores, whole)
     _mix_run(kind, heads, field[_V_CACHE] + head_at, stride, head_dim, pages, page_size, low, high, scores_at, found)
 
 
@@ -303,7 +328,7 @@ def _attention(kind: int, capped: bool) -> Address:
         wide = (field[_HEAD_DIM] + BLOCK - 1) // BLOCK * BLOCK
         own = field[_SCRATCH] + thread * field[_OWN]
         found = own + HEADS * (wide + RUN) * 4
-        sums = found + HEADS * (wide + 2) * 4
+        sums = found + field[_RUN_BYTES]
         sequence = 0
         while True:
             piece = next_chunk(call)
@@ -329,7 +354,6 @@ def _attention_by_run(kind: int, capped: bool) -> Address:
 
     def attention_by_run(call: int, thread: int, threads: int) -> None:
         field = int64s(call + _AT, _FIELDS)
-        wide = (field[_HEAD_DIM] + BLOCK - 1) // BLOCK * BLOCK
         own = field[_SCRATCH] + thread * field[_OWN]
         partial = field[_SCRATCH] + MAX_THREADS * field[_OWN]
         pieces = field[_PIECES]
@@ -350,7 +374,7 @@ def _attention_by_run(kind: int, capped: bool) -> Address:
             sequence, begin, end = _sight(field, row, 0)
             low, high = max(begin, start), min(end, start + RUN)
             if low < high:
-                found = partial + unit * (HEADS * (wide + 2) * 4)
+                found = partial + unit * field[_RUN_BYTES]
                 _attend_run(kind, capped, field, piece, sequence, low, high, own, found)
 
     return compile_kernel(attention_by_run)
@@ -374,7 +398,7 @@ def _combine(kind: int) -> Address:
                 continue
             _begin(heads, wide, sums)
             for run in range(begin // RUN, (end + RUN - 1) // RUN):
-                _merge(heads, wide, sums, partial + (run * field[_PIECES] + piece) * (HEADS * (wide + 2) * 4))
+                _merge(heads, wide, sums, partial + (run * field[_PIECES] + piece) * field[_RUN_BYTES])
             _finish(kind, field, row, first_head, heads, wide, sums, end > 0)
 
     return compile_kernel(combine_runs)
@@ -415,10 +439,19 @@ def _pieces(rows: int, q_heads: int, kv_heads: int) -> int:
     return rows * kv_heads * -(-(q_heads // kv_heads) // HEADS)
 
 
+def _apart(nbytes: int) -> int:
+    """`nbytes` in whole pairs of cache lines: two threads that write one line, or neighbours, wait for each other."""
+    return -(-nbytes // 128) * 128
+
+
+def _run_bytes(head_dim: int) -> int:
+    """What is found in one run, or in all: sums of weighted values, greatest scores, sums of weights."""
+    return _apart(HEADS * (packed_width(head_dim) + 2) * 4)
+
+
 def _own_bytes(head_dim: int) -> int:
     """One thread's memory: packed queries, scores, and sums of one run and of all."""
-    wide = packed_width(head_dim)
-    return HEADS * (wide + RUN + 2 * (wide + 2)) * 4
+    return _apart(HEADS * (packed_width(head_dim) + RUN) * 4 + 2 * _run_bytes(head_dim))
 
 
 def _workspace(call: CallSpec) -> int:
@@ -427,7 +460,7 @@ def _workspace(call: CallSpec) -> int:
     pieces = _pieces(dims["T"], dims["Hq"], dims["Hkv"])
     if pieces < FEW_PIECES:
         runs = -(-dims["P"] * int(call.attrs["page_size"]) // RUN)
-        needed += pieces * runs * HEADS * (packed_width(dims["D"]) + 2) * 4
+        needed += pieces * runs * _run_bytes(dims["D"])
     return needed
 
 
@@ -451,6 +484,7 @@ def _bind(
         scale,
         softcap,
         strided_products_function(kind),
+        _run_bytes(head_dim),
     )
     fields = (*inputs, *outputs, workspace, _own_bytes(head_dim), *numbers)
     fault = f"a sequence has fewer tokens than rows, or more than its {columns} pages hold"

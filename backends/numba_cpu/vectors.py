@@ -12,6 +12,8 @@ A *packed* row is float32 in blocks of that order, padded with zeros to whole bl
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -117,6 +119,38 @@ def sum_lanes(builder: Builder, vector: Any) -> Any:
         high = ir.Constant(ir.VectorType(_I32, width), list(range(width, 2 * width)))
         vector = builder.fadd(builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high))
     return builder.extract_element(vector, ir.Constant(_I32, 0))
+
+
+@intrinsic
+def greatest(typing: Any, source: Any, count: Any) -> Any:
+    """The greatest of `count` float32, whole vectors of them; NaN if any is NaN."""
+
+    def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        source, count = arguments
+
+        def greater(best: Any, other: Any) -> Any:
+            wins = builder.or_(builder.fcmp_ordered(">", other, best), builder.fcmp_unordered("uno", other, other))
+            return builder.select(wins, other, best)
+
+        with Loop(builder, count, LANES, [splat(_VF, -math.inf)]) as loop:
+            at = builder.add(source, builder.mul(loop.index, int64(4)))
+            loop.next = [greater(loop.carried[0], load(builder, _VF, at))]
+        (best,) = loop.result
+        lanes = [builder.extract_element(best, ir.Constant(_I32, lane)) for lane in range(LANES)]
+        return functools.reduce(greater, lanes)
+
+    return types.float32(types.int64, types.int64), generate
+
+
+@intrinsic
+def ask_for(typing: Any, address: Any) -> Any:
+    """Ask for the cache line at `address` (any address is allowed)."""
+
+    def generate(context: Any, builder: Builder, signature: Any, arguments: Any) -> Any:
+        prefetch(builder, arguments[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 def literals(*given: Any) -> tuple[int, ...] | None:
