@@ -16,7 +16,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 KNOWN = ("cpu.json", "speculation.json", "startup.json")
 RATES = ("decode", "prefill 128", "prefill 512", "batch 8")
-SHARES = ("decode, of bandwidth", "batch 8, of bandwidth")
+SHARES = ("decode, of bandwidth", "batch 8, of bandwidth", "batch 8, of arithmetic", "prefill 128, of arithmetic")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -35,6 +35,9 @@ def _shape_tables(name: str, shape: Mapping[str, Any]) -> str:
     measured = [who for who in shape["engines"] if who in medians]
     read = shape["bandwidth"]
     speed = f"{read['median'] / 1e9:.1f} GB/s ({read['least'] / 1e9:.1f} to {read['most'] / 1e9:.1f})"
+    possible = shape.get("multiply_adds")
+    if possible is not None:
+        speed += f"; {possible['median'] / 1e9:.0f} thousand million float32 multiply-adds a second"
     rates = table(
         ["", *RATES, *SHARES, "6 rows"],
         (

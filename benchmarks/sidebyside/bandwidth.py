@@ -8,7 +8,6 @@ pattern's.
 
 from __future__ import annotations
 
-import mmap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from slotwise.engine.memory import host_memory
+
 BUFFER_BYTES = 1 << 30
-_HUGE_PAGE = 2 << 20
 _ZERO = np.uint64(0)
 
 Words = npt.NDArray[np.uint64]
@@ -74,26 +74,21 @@ class MemoryReader:
         """Bytes a second of a plain copy of one half to the other, bytes read and written counted (for comparison)."""
         halves = [np.array_split(part, 2) for part in self.parts]
         pairs = [(source, target[: source.size]) for target, source in halves if source.size <= target.size]
-        seconds = _timed([lambda s=s, t=t: np.copyto(t, s) for s, t in pairs])
+        seconds = timed([lambda s=s, t=t: np.copyto(t, s) for s, t in pairs])
         return 2 * sum(source.nbytes for source, _ in pairs) / seconds
 
     def _seconds(self, pattern: Callable[[Words], np.uint64]) -> float:
-        return _timed([lambda part=part: pattern(part) for part in self.parts])
+        return timed([lambda part=part: pattern(part) for part in self.parts])
 
 
 def huge_buffer(size: int) -> Words:
     """`size` bytes of written memory, in huge pages where the system has them."""
-    memory = mmap.mmap(-1, size + _HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    raw = np.frombuffer(memory, np.uint8)
-    start = -raw.ctypes.data % _HUGE_PAGE
-    words = raw[start : start + size].view(np.uint64)
+    words: Words = host_memory(size).numpy().view(np.uint64)
     words[:] = np.arange(words.size, dtype=np.uint64)
     return words
 
 
-def _timed(work: Sequence[Callable[[], object]]) -> float:
+def timed(work: Sequence[Callable[[], object]]) -> float:
     """Seconds from a common start until all are done; the caller's thread does the first."""
     ready = threading.Barrier(len(work))
 

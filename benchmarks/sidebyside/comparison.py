@@ -2,7 +2,7 @@
 
 Owns `compare` and its `Comparison`. What always holds: an engine that is missing, fails or computes something else is
 named with its reason, and never keeps the others from being measured; memory bandwidth is read before and after
-every turn, so that each figure has a limit of its own time.
+every turn, and arithmetic before it, so that each figure has limits of its own time.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidebyside import guard
+from sidebyside.arithmetic import multiply_adds_per_second
 from sidebyside.bandwidth import MemoryReader
 from sidebyside.engine import About, EngineSpec
 from sidebyside.machine import Disturbance, available_bytes
 from sidebyside.rounds import Samples, rotated
 from sidebyside.shapes import Shape
-from sidebyside.work import BATCH, DECODE, DECODE_BATCH, WORKS, Pace, Work
+from sidebyside.work import BATCH, DECODE, DECODE_BATCH, PREFILL, WORKS, Pace, Work
 from sidebyside.workers import EngineFailed, Worker
 
 MEMORY = "memory"
 READ, COPY = "read", "copy"
 LIMIT_SHARE = {DECODE: "decode, of bandwidth", DECODE_BATCH: f"batch {BATCH}, of bandwidth"}
+ARITHMETIC = "arithmetic"
+MULTIPLY_ADDS = "multiply-adds"
+ARITHMETIC_SHARE = {work: f"{work}, of arithmetic" for work in (DECODE_BATCH, PREFILL)}
 LONGEST_TURN = 8.0
 """Times its share that work may take beyond it, by the trial; what takes longer is left out."""
 
@@ -35,7 +39,8 @@ Say = Callable[[str], None]
 class Comparison:
     """What came out for one shape.
 
-    Samples are rates, by engine and work, and shares of the bandwidth.
+    Samples are rates, by engine and work, and shares of what memory and float32 arithmetic allow. (Products in whole
+    numbers may do more than all of the latter.)
     """
 
     shape: Shape
@@ -96,10 +101,14 @@ def compare(
                         continue
                     say(f"{shape.name}: round {turn + 1} of {rounds}, {' and '.join(work.names)}, {name}")
                     with _Failing(found, workers, name):
+                        possible = _multiply(found, threads)
                         rates = work.run(workers[name].ask, shape.vocab, turn, paces[name], share)
                         after = _read(found, memory)
                         for kind, rate in rates.items():
                             found.samples.add(name, kind, turn, rate)
+                        for kind in ARITHMETIC_SHARE.keys() & rates.keys():
+                            multiplied = rates[kind] * shape.multiply_adds(logits=kind == DECODE_BATCH)
+                            found.samples.add(name, ARITHMETIC_SHARE[kind], turn, multiplied / possible)
                         for kind in LIMIT_SHARE.keys() & rates.keys():
                             needed = step_bytes(shape, found.about[name], paces[name].cached_tokens(kind, share))
                             steps = rates[kind] / (BATCH if kind == DECODE_BATCH else 1)
@@ -122,6 +131,12 @@ def step_bytes(shape: Shape, about: About, cached_tokens: float) -> float:
 def _read(found: Comparison, memory: MemoryReader) -> float:
     speed = memory.read()
     found.samples.add(MEMORY, READ, len(found.samples.values(MEMORY, READ)), speed)
+    return speed
+
+
+def _multiply(found: Comparison, threads: int) -> float:
+    speed = multiply_adds_per_second(threads)
+    found.samples.add(ARITHMETIC, MULTIPLY_ADDS, len(found.samples.values(ARITHMETIC, MULTIPLY_ADDS)), speed)
     return speed
 
 

@@ -12,7 +12,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sidebyside.comparison import COPY, LIMIT_SHARE, MEMORY, READ, Comparison
+from sidebyside.comparison import (
+    ARITHMETIC,
+    ARITHMETIC_SHARE,
+    COPY,
+    LIMIT_SHARE,
+    MEMORY,
+    MULTIPLY_ADDS,
+    READ,
+    Comparison,
+)
 from sidebyside.rounds import Spread
 from sidebyside.work import DECODE, DECODE_BATCH, PREFILL, PREFILL_LONG, UNITS, VERIFY
 
@@ -41,16 +50,20 @@ def show(found: Comparison, console: Console) -> None:
     shape, samples = found.shape, found.samples
     speed, copied = samples.spread(MEMORY, READ), samples.spread(MEMORY, COPY)
     title = f"Llama {shape.name}, {found.threads} threads: tokens/s, medians (least to most)"
-    table = Table("engine", *WORK_NAMES, *LIMIT_SHARE.values(), VERIFY, title=title, title_justify="left")
+    shares = (*LIMIT_SHARE.values(), *ARITHMETIC_SHARE.values())
+    table = Table("engine", *WORK_NAMES, *shares, VERIFY, title=title, title_justify="left")
     for name in found.about:
         if samples.spread(name, DECODE) is None:
             continue  # one whose logits alone were looked at
         cells = [_cell(samples.spread(name, work)) for work in WORK_NAMES]
-        cells += [_share(samples.spread(name, work)) for work in LIMIT_SHARE.values()]
+        cells += [_share(samples.spread(name, work)) for work in shares]
         table.add_row(name, *cells, _cell(samples.spread(name, VERIFY)))
     console.print(table)
     if speed is not None and copied is not None:
         console.print(f"memory read: {_giga(speed)} GB/s; copied (read + written): {_giga(copied)} GB/s")
+    possible = samples.spread(ARITHMETIC, MULTIPLY_ADDS)
+    if possible is not None:
+        console.print(f"float32 multiply-adds: {_giga(possible)} thousand million a second")
     table = Table("ratio of rates", "to", *WORK_NAMES, title="Median of the rounds' ratios (least to most)")
     for who, peers in ratios(found).items():
         for peer, by_work in peers.items():
@@ -79,12 +92,14 @@ def disturbed(shares: dict[str, float]) -> str:
 def as_json(found: Comparison) -> dict[str, Any]:
     """Everything of one shape, plain."""
     speed = found.samples.spread(MEMORY, READ)
+    possible = found.samples.spread(ARITHMETIC, MULTIPLY_ADDS)
     spreads = found.samples.as_json()
     return {
         "parameters": found.shape.parameters,
         "threads": found.threads,
         "units": UNITS,
         "bandwidth": None if speed is None else asdict(speed),
+        "multiply_adds": None if possible is None else asdict(possible),
         "engines": {name: asdict(about) for name, about in found.about.items()},
         "missing": found.missing,
         "left_out": found.left_out,

@@ -67,6 +67,11 @@ class Shape:
         """Numbers in all matrices and norms; the tied head counts once."""
         return sum(rows * columns for rows, columns in self.matrices.values()) + len(self.norms) * self.hidden
 
+    def multiply_adds(self, *, logits: bool) -> int:
+        """Multiply-adds with weights that a token costs, with or without the head's."""
+        done = sum(rows * columns for rows, columns in self.matrices.values())
+        return done if logits else done - self.vocab * self.hidden
+
     def cache_bytes(self, tokens: float, itemsize: int) -> float:
         """Bytes of K and V of `tokens` tokens in all layers."""
         return tokens * self.layers * 2 * self.kv_heads * self.head_dim * itemsize
