@@ -263,7 +263,8 @@ def _product(
     if form:
         pack, made = octets_q.quantise_function(kind), octets_q.products_function(form)
     elif weight.layout == OCTETS:
-        pack, made = octets.pack_function(kind), octets.products_function(kind)
+        product = octets.product_kind(kind)
+        pack, made = octets.pack_function(kind, product), octets.products_function(kind, product)
     else:
         pack, made = pack_function(kind), products_function(kind)
     row_bytes, private = _row_bytes(bool(form), weight.layout, width), is_private(rows, width)

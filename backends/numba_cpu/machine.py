@@ -1,6 +1,6 @@
 """What the processor at hand offers: vector width, registers, instructions, cores.
 
-Owns `LANES`, `VECTOR_REGISTERS`, `HAS_*` and `physical_cores`. What always holds: everything is read once, from LLVM's
+Owns `LANES`, `HAS_*` and `physical_cores`. What always holds: everything is read once, from LLVM's
 view of the host, which is also what kernels are compiled for; nothing here depends on a model or a plan.
 """
 
@@ -18,18 +18,14 @@ _X86 = platform.machine().lower() in ("x86_64", "amd64")
 HAS_AVX512 = _X86 and {"avx512f", "avx512bw", "avx512vl"} <= _FEATURES
 HAS_AVX2 = _X86 and {"avx2", "fma"} <= _FEATURES
 HAS_VNNI = HAS_AVX512 and "avx512vnni" in _FEATURES
-HAS_DOT_PRODUCT = platform.machine().lower() in ("aarch64", "arm64") and "dotprod" in _FEATURES
-HAS_BF16_PRODUCTS = bool(_FEATURES & {"avx512bf16", "amx-bf16"})
-"""Instructions by which a vendor's bf16 matrix product beats float32 arithmetic."""
+HAS_BF16_PAIRS = HAS_AVX512 and "avx512bf16" in _FEATURES
+"""Whether an instruction multiplies bf16 by pairs and adds them in float32."""
 
 LANES = 16 if HAS_AVX512 else 8
 """float32 numbers in one accumulator: a register of AVX-512 or AVX2, two of NEON.
 
 Sums are taken over this many lanes, so a machine with wider registers may round otherwise than one with narrower.
 """
-
-VECTOR_REGISTERS = 32 if HAS_AVX512 else 16
-"""Accumulators that fit the register file, as `LANES` counts them."""
 
 CPU_NAME = str(llvm.get_host_cpu_name())
 
