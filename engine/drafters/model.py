@@ -20,8 +20,10 @@ from slotwise.engine.model_call import cut_by_rows, run_rows
 from slotwise.engine.sampler import Sampler
 from slotwise.plans.binding import Binding
 from slotwise.plans.program import DECODE, DRAFT
+from slotwise.plans.round_rows import FilledRounds, fill_rounds
 from slotwise.plans.rows import FilledRows
-from slotwise.plans.sampling import SAMPLE, SAMPLE_DRAFT
+from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
+from slotwise.plans.verify_rounds import verify_rounds
 
 EditSource = Callable[[int, Sequence[int]], Edits]
 """(lane, drafts so far) -> the edits that the sequence's penalties make at that point."""
@@ -67,7 +69,10 @@ class ModelDrafter:
         return np.where(behind <= self.catch_up, widths, 0)
 
     def draft(self, binding: Binding, at: Ints) -> Drafting:
-        """Draft token by token; every round feeds one row a sequence, the first also those that catch up."""
+        """Draft in one launch where the plan has a loop for it, else round by round: the same tokens.
+
+        Every round feeds one row a sequence, the first also those that catch up.
+        """
         drafting = Drafting([[] for _ in binding.sequences])
         places = [i for i in at.tolist() if binding.width[i]]
         if not places:
@@ -76,6 +81,8 @@ class ModelDrafter:
             vocabulary = self._executor.plan.target.vocab_size
             drafting.scores = np.zeros((int(binding.width.sum()), vocabulary), np.float32)
         score_row = np.cumsum(binding.width) - binding.width
+        if self._draft_at_once(binding, places, drafting, score_row):
+            return drafting
         filled = self._ledger.committed[binding.lanes]
         for n in range(int(binding.width[places].max())):
             active = np.array([i for i in places if binding.width[i] > n and i not in drafting.broken], np.int64)
@@ -95,6 +102,50 @@ class ModelDrafter:
                 )
                 self._take(binding, active[part], rows, drafting, score_row + n)
         return drafting
+
+    def _draft_at_once(self, binding: Binding, places: list[int], drafting: Drafting, score_row: Ints) -> bool:
+        """All rounds as one launch; False, with nothing done, where the plan has no loop for these sequences.
+
+        Penalties change logits between the rounds, so whoever has any keeps all to rounds one by one.
+        """
+        at = np.array(places, np.int64)
+        at = at[np.argsort(-binding.width[at], kind="stable")]
+        lanes, length, width = binding.lanes[at], binding.length[at], binding.width[at]
+        if np.count_nonzero(self._lanes.adjusts[lanes]):
+            return False
+        rows = int((length - self._ledger.committed[lanes]).sum())
+        kind = self._sampler.cheapest(self._kind, lanes)
+        loops = self._executor.loops
+        loop = loops.find(kind, at.size, rows)
+        if loop is None:
+            return False
+        first = self._executor.row_inputs(DRAFT, loop.first)
+        filled = fill_rounds(
+            first, loops.inputs, loop.sequences, self._ledger, self._lanes.tokens, lanes, length, width
+        )
+        verify_rounds(first, loops.inputs, filled, self._ledger)
+        if kind != GREEDY:
+            self._sampler.set_controls(lanes, length)
+        self._executor.run_loop(loop, filled.rounds)
+        self._take_rounds(at, filled, drafting, score_row)
+        return True
+
+    def _take_rounds(self, at: Ints, filled: FilledRounds, drafting: Drafting, score_row: Ints) -> None:
+        """Read what all rounds drew; `at` are the sequences' places in the binding."""
+        n, later, loops, arrays = at.size, filled.rounds - 1, self._executor.loops, self._executor.arrays
+        tokens, ok = arrays["sampled"][None, :n], arrays["ok"][None, :n]
+        if later:
+            tokens = np.concatenate([tokens, loops.later("sampled")[:later, :n]])
+            ok = np.concatenate([ok, loops.later("ok")[:later, :n]])
+        ok = ok.astype(bool) & self._sampler.in_vocabulary(tokens)
+        for row, (i, width) in enumerate(zip(at.tolist(), filled.width.tolist(), strict=True)):
+            if not ok[:width, row].all():
+                drafting.broken[i] = "the draft model's logits are not finite"
+            drafting.tokens[i] = tokens[:width, row].tolist()
+            if drafting.scores is not None:
+                drafting.scores[score_row[i]] = self._sampler.scores[row]
+                if width > 1:
+                    drafting.scores[score_row[i] + 1 : score_row[i] + width] = loops.later("scores")[: width - 1, row]
 
     def _take(self, binding: Binding, places: Ints, rows: FilledRows, drafting: Drafting, score_row: Ints) -> None:
         """Draw the next draft of each sequence at its last row."""

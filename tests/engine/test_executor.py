@@ -105,8 +105,11 @@ def test_every_program_is_captured_whole_at_load_but_prefill_where_a_backend_run
     wanted = [p for p in engine.executor.plan.programs if chains_prefill or p.kind != PREFILL]
     assert captures.sizes == [len(p.graph.nodes) for p in wanted]
     assert len(wanted) < len(engine.executor.plan.programs) or chains_prefill
-    run(engine, [request(prompt_of(9), 5)])
-    assert captures.sizes == [len(p.graph.nodes) for p in wanted], "nothing is captured after load"
+    run(engine, [request(prompt_of(9), 5), request(prompt_of(9), 5)])
+    drafting = captures.sizes[len(wanted) :]
+    assert captures.sizes == [*(len(p.graph.nodes) for p in wanted), *drafting]
+    run(engine, [request(prompt_of(9), 5), request(prompt_of(9), 5)])
+    assert captures.sizes[len(wanted) :] == drafting, "a draft loop is captured at its first use, once"
 
 
 @pytest.mark.parametrize(("draft", "width"), [("none", 0), ("model", 3)])
@@ -121,8 +124,8 @@ def test_a_captured_decode_step_replays_each_program_once(
         engine.step()
     before, launches = captures.replays, engine.executor.launches_run
     engine.step()
-    # The target's program and the sampler's; with drafts also acceptance, and two for each draft.
-    assert captures.replays - before == (2 if not width else 3 + 2 * width)
+    # The target's program and the sampler's; with drafts also acceptance, and one for all drafts.
+    assert captures.replays - before == (2 if not width else 4)
     assert engine.executor.launches_run - launches == captures.replays - before
     finish(engine)
     assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, each)) for each in wanted]
