@@ -26,7 +26,7 @@ from slotwise.engine.arrays import Arrays, lay_out, memory_of
 from slotwise.engine.loops import BoundProgram, Loops, TensorOf
 from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.weights import Progress, load_weights
-from slotwise.plans.loop import DraftLoop
+from slotwise.plans.loop import DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import PREFILL, SAMPLER, Program
 from slotwise.plans.rows import RowInputs
@@ -59,7 +59,7 @@ class Executor:
         device = memory_of(plan)
         check_memory(plan, device)
         written = {name for p in plan.programs for name in output_buffers(p.kind, plan.options.acceptance)}
-        layout = lay_out(plan.buffers, written, device)
+        layout = lay_out(plan.buffers, written | {round_buffer(name) for name in written}, device)
         self.buffers = layout.buffers
         self.arrays = Arrays(layout, separate=device.type != "cpu")
         self.arena = torch.zeros(plan.arena_bytes, dtype=torch.uint8, device=device)
