@@ -19,9 +19,9 @@ from slotwise.core.backend import Launch
 def chain(launches: Sequence[Launch], threads: int | None) -> Launch:
     """One launch that does what `launches` do in order; `threads` means nothing to a GPU.
 
-    The first run compiles what is not compiled yet, outside the capture. At load it computes on what the engine's arrays
-    hold, zeros: one token of no sequence, written to the scratch slot. A draft loop, captured at its first use, computes
-    on the rows that it is about to be replayed on, and writes the same again.
+    The first run compiles what is not compiled yet, outside the capture. At load it computes on what the engine's
+    arrays hold, zeros: one token of no sequence, written to the scratch slot. A draft loop, captured at its first use,
+    computes on the rows that it is about to be replayed on, and writes the same again.
     """
     if not torch.cuda.is_available():
         return functools.partial(_run_all, tuple(launches))

@@ -80,15 +80,21 @@ def fill_rounds(
         return filled
     n, size = lanes.size, ledger.page_size
     number = np.arange(1, rounds + 1)[:, None]
-    drafting = width > number  # [rounds, n]
+    # Whoever is done stands where it last drafted, but is padding.
     position = np.minimum(length - 1 + number, last - 1)
     column = position // size
     slots = ledger.page_table[lanes, column] * size + (position - column * size)
-    later.positions[:rounds, :n] = np.where(drafting, position, 0)
-    later.slots[:rounds, :n] = np.where(drafting, slots, SCRATCH_PAGE)
-    later.kv_len[:rounds, :n] = np.where(drafting, position + 1, 0)
-    later.token_positions[:rounds, :n] = position + 1
-    later.row_start[:rounds, : sequences + 1] = np.minimum(np.arange(sequences + 1), drafting.sum(1)[:, None])
+    kv_len = position + 1
+    starts = np.minimum(np.arange(sequences + 1), n)
+    later.token_positions[:rounds, :n] = kv_len
+    if width[-1] <= rounds:
+        drafting = width > number  # [rounds, n]
+        slots, kv_len = np.where(drafting, slots, SCRATCH_PAGE), kv_len * drafting
+        starts = np.minimum(starts, drafting.sum(1)[:, None])
+    later.positions[:rounds, :n] = position
+    later.slots[:rounds, :n] = slots
+    later.kv_len[:rounds, :n] = kv_len
+    later.row_start[:rounds, : sequences + 1] = starts
     if n < sequences:
         for array in (later.positions, later.kv_len, later.token_positions):
             array[:rounds, n:sequences] = 0

@@ -246,7 +246,7 @@ def test_the_rows_of_a_loop_pass_and_count_as_written(page_size: int) -> None:
     assert rounds.rounds == 5
     assert rounds.lanes.tolist() == [2, 4, 1]
     assert filled.first.positions[:6].tolist() == [3, 16, 8, 1, 2, 15]
-    assert filled.later.positions[:4, :3].tolist() == [[4, 17, 0], [5, 18, 0], [6, 0, 0], [7, 0, 0]]
+    assert filled.later.positions[:4, :3].tolist() == [[4, 17, 8], [5, 18, 8], [6, 18, 8], [7, 18, 8]]
     assert filled.ledger.written[rounds.lanes].tolist() == [8, 19, 9]
 
 
