@@ -16,9 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slotwise.core.contract import OpContract
 from slotwise.core.errors import VerificationError
+from slotwise.core.graph import Graph
 from slotwise.core.ledger import RoleLedger
 from slotwise.core.model import ModelSpec
+from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.loop import DraftLoop
@@ -27,6 +30,7 @@ from slotwise.plans.plan import Plan
 from slotwise.plans.round_rows import FilledRounds, RoundInputs, fill_rounds
 from slotwise.plans.rows import RowInputs
 from slotwise.plans.step import Step
+from slotwise.plans.verify_loop import verify_loops
 from slotwise.plans.verify_rounds import verify_rounds
 
 from .test_verify_binding import CAPACITY, LANES, _bound
@@ -125,11 +129,49 @@ def test_loops_without_a_draft_model_are_refused(tiny_model: Callable[..., Model
 
 
 def test_rows_of_rounds_that_leave_the_drafts_span_are_not_proved(pair_plan: Plan) -> None:
-    from slotwise.plans.verify_loop import verify_loops
-
     steps = tuple(_shifted(step) if step.name == "decode" else step for step in pair_plan.steps)
     with pytest.raises(VerificationError, match=r"not proved that every round's row lies in draft\[filled \+ 1"):
         verify_loops(dataclasses.replace(pair_plan, steps=steps))
+
+
+def _draft_program(plan: Plan, change: Callable[[Graph], Graph]) -> Plan:
+    """The plan with another graph in `draft.decode.2`."""
+    programs = tuple(
+        dataclasses.replace(p, graph=change(p.graph)) if p.name == "draft.decode.2" else p for p in plan.programs
+    )
+    assert programs != plan.programs
+    return dataclasses.replace(plan, programs=programs)
+
+
+def test_what_a_round_samples_must_fit_what_the_next_one_reads(pair_plan: Plan) -> None:
+    def wider(graph: Graph) -> Graph:
+        spec = TensorSpec(DType.I64, (2,))
+        inputs = (dataclasses.replace(v, spec=spec) if v.name == "token_ids" else v for v in graph.inputs)
+        return dataclasses.replace(graph, inputs=tuple(inputs))
+
+    def fewer_embeddings(graph: Graph) -> Graph:
+        first = graph.nodes[0]
+        assert first.op == "embedding"
+        ids, table = first.inputs
+        assert table is not None
+        cut = dataclasses.replace(table, spec=TensorSpec(table.spec.dtype, (2047, table.spec.shape[1])))
+        return graph.with_nodes([dataclasses.replace(first, inputs=(ids, cut)), *graph.nodes[1:]])
+
+    for change, words in ((wider, r"reads token_ids as i64\[2\]"), (fewer_embeddings, "can sample 2048 tokens, more")):
+        with pytest.raises(VerificationError, match=words):
+            verify_loops(_draft_program(pair_plan, change))
+
+
+def test_a_sampler_that_promises_no_token_id_cannot_feed_a_round(
+    pair_plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_promise(op: str) -> OpContract:
+        contract = contract_of(op)
+        return dataclasses.replace(contract, outputs=tuple(dataclasses.replace(a, below="") for a in contract.outputs))
+
+    monkeypatch.setattr("slotwise.plans.verify_loop.contract_of", without_promise)
+    with pytest.raises(VerificationError, match=r"no op of sampler\.greedy\.1 promises"):
+        verify_loops(pair_plan)
 
 
 def test_the_scores_of_every_round_have_room_where_acceptance_wants_them(pair: tuple[ModelSpec, ModelSpec]) -> None:
