@@ -1,7 +1,7 @@
 """Many launches as one: CUDA graphs.
 
 Owns `chain`. What always holds: launches read and write the same memory each time (the plan's arena, arrays, caches and
-weights), so a graph captured once at load computes whatever those hold when it is replayed. Without a GPU the launches
+weights), so a graph captured once computes whatever those hold when it is replayed. Without a GPU the launches
 run one after another.
 """
 
@@ -19,8 +19,9 @@ from slotwise.core.backend import Launch
 def chain(launches: Sequence[Launch], threads: int | None) -> Launch:
     """One launch that does what `launches` do in order; `threads` means nothing to a GPU.
 
-    The first run compiles what is not compiled yet, outside the capture. It computes on what the engine's arrays hold
-    at load, zeros: one token of no sequence, written to the scratch slot.
+    The first run compiles what is not compiled yet, outside the capture. At load it computes on what the engine's
+    arrays hold, zeros: one token of no sequence, written to the scratch slot. A draft loop, captured at its first use,
+    computes on the rows that it is about to be replayed on, and writes the same again.
     """
     if not torch.cuda.is_available():
         return functools.partial(_run_all, tuple(launches))

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import slotwise.engine.drafters.model as drafting
 import slotwise.engine.model_call as model_call
 import slotwise.engine.planner as planner
 from slotwise.engine.engine import Engine
@@ -69,9 +70,9 @@ def measure(target: Any, draft: Any, batch: int, speculate: int, sampled: bool) 
     plan = compile_plan(target.spec, draft=draft.spec if speculate else None, options=options)
     engine = Engine(plan, {"target": target.weights, "draft": draft.weights})
     executor = engine.executor
-    for key, launches in executor._launches.items():
-        executor._launches[key] = tuple(_nothing for _ in launches)
-    executor.arrays["ok"][:] = True
+    executor._launch = lambda launches: None
+    for name in {"ok", "rounds.ok"} & executor.arrays.keys():
+        executor.arrays[name][:] = True
     if "accepted" in executor.arrays:
         executor.arrays["accepted"][:] = max(0, speculate - 1)
     temperature = 0.8 if sampled else 0.0
@@ -98,10 +99,6 @@ PHASES = (
 )  # fmt: skip
 
 
-def _nothing() -> None:
-    return None
-
-
 def _instrumented(engine: Engine) -> Clock:
     """Wrap the phases of this engine; the wrappers' own cost (about 0.3 us a call) is part of what is reported."""
     clock = Clock()
@@ -110,7 +107,10 @@ def _instrumented(engine: Engine) -> Clock:
     clock.wrap(engine, "_settle", "settle")
     clock.wrap(engine.ledger, "check", "check")
     clock.wrap(engine.executor, "run", "dispatch")
+    clock.wrap(engine.executor, "run_loop", "dispatch")
     for module, name, phase in (
+        (drafting, "fill_rounds", "feed"),
+        (drafting, "verify_rounds", "verify rows"),
         (planner, "verify_binding", "verify binding"),
         (model_call, "fill_rows", "feed"),
         (model_call, "verify_rows", "verify rows"),

@@ -29,7 +29,8 @@ class Argument:
     `dtype` is a `DType`, several of which one is meant, or the name of a dtype variable: all arguments that say
     `"float"` share one floating-point type. `dims` are names to be matched (`"T"`), sizes, or a name plus a constant
     (`"B+1"`). `cache` marks a K/V cache: `reads`, or `writes` when the op changes it in place. `word` marks a matrix of
-    which the attribute `layout` speaks (`core/layouts.py`), `joined` how many matrices of equal size it is.
+    which the attribute `layout` speaks (`core/layouts.py`), `joined` how many matrices of equal size it is. Numbers
+    of an output that names a dimension in `below` are from 0 to below its size, in every row.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Argument:
     cache: CacheEffect = "pure"
     word: int = 0
     joined: int = 1
+    below: str = ""
 
     def stands_in_octets(self, spec: TensorSpec) -> bool:
         """Whether this matrix, of `spec`, can stand in octets, each of its joined parts in octets of its own."""

@@ -25,7 +25,7 @@ _POISON_INTEGER = 0x5A
 SUBSETS = (2, 3, 7, 8, 15, 16, 17, 33, 64)
 """Row counts that row invariance is tried at, beside one row and all rows."""
 
-Rule = Literal["", "runs", "guard zones", "inputs stay", "all written", "oracle", "row invariance"]
+Rule = Literal["", "runs", "guard zones", "inputs stay", "all written", "range", "oracle", "row invariance"]
 """The promise that a failed case broke; empty when none was."""
 
 TIMED_LAUNCHES, TIMED_SECONDS = 20, 0.01
@@ -115,9 +115,9 @@ def run_case(kernel: Kernel, contract: OpContract, case: Case, dtype: DType, *, 
     """Run `kernel` on `case` in `dtype` and compare with the float64 oracle on the same rounded inputs.
 
     Fails when the kernel raises, writes outside its outputs and caches, changes an input, leaves an element of an
-    output unwritten, or is further from the oracle than the contract's tolerance. Tokens of rows whose `ok` is false
-    are not compared: they mean nothing. The outcome is `refused`, with the kernel's reason, where it does not take the
-    call.
+    output unwritten, gives a number outside the range that its argument declares, or is further from the oracle than
+    the contract's tolerance. Tokens of rows whose `ok` is false are not compared: they mean nothing. The outcome is
+    `refused`, with the kernel's reason, where it does not take the call.
     """
     return try_case(kernel, contract, case, dtype, device=device).result
 
@@ -259,8 +259,23 @@ def _run(
         if left:
             return _Run({}, left, "guard zones" if fault else "all written", seconds)
         tensors[argument.name] = output.tensor
+        outside = _outside(contract, call, argument, output.tensor)
+        if outside:
+            return _Run({}, outside, "range", seconds)
     fault = scratch.fault("its workspace", may_change=True)
     return _Run(tensors, fault, "guard zones" if fault else "", seconds)
+
+
+def _outside(contract: OpContract, call: CallSpec, argument: Argument, output: torch.Tensor) -> str:
+    """What is wrong with an output whose argument says which numbers it may have; empty when nothing is."""
+    if not argument.below:
+        return ""
+    limit = int(contract.match(call.inputs, call.attrs)[0][argument.below])
+    wrong = ((output < 0) | (output >= limit)).nonzero().tolist()
+    if not wrong:
+        return ""
+    at = tuple(wrong[0])
+    return f"{argument.name}{list(at)} is {output[at].item()}, which is not from 0 to below {argument.below} = {limit}"
 
 
 def _seconds_of(launch: Launch, device: str) -> float:

@@ -12,7 +12,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,11 @@ from slotwise.core.errors import PlanError
 from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
 from slotwise.engine.arrays import Arrays, lay_out, memory_of
+from slotwise.engine.loops import BoundProgram, Loops, TensorOf
 from slotwise.engine.memory import Shelf, host_memory
 from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.weights import Progress, load_weights
+from slotwise.plans.loop import DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import PREFILL, SAMPLER, Program
 from slotwise.plans.rows import RowInputs
@@ -53,10 +56,12 @@ class Executor:
         threads: int | None = None,
     ) -> None:
         self.plan = plan
+        self._backends = {name: load_backend(name) for name in plan.backends}
+        self._threads = threads
         device = memory_of(plan)
         check_memory(plan, device)
         written = {name for p in plan.programs for name in output_buffers(p.kind, plan.options.acceptance)}
-        layout = lay_out(plan.buffers, written, device)
+        layout = lay_out(plan.buffers, written | {round_buffer(name) for name in written}, device)
         self.buffers = layout.buffers
         self.arrays = Arrays(layout, separate=device.type != "cpu")
         self.arena = host_memory(plan.arena_bytes).to(device)
@@ -74,22 +79,21 @@ class Executor:
         self._programs: dict[tuple[str, str, int], Program] = {}
         self._buckets: dict[tuple[str, str], tuple[int, ...]] = {}
         self._launches: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
-        self._names: dict[tuple[str, str, int], tuple[str, ...]] = {}
         self._rows: dict[tuple[str, int], RowInputs] = {}
         self._touches: dict[tuple[str, str, int], tuple[tuple[str, ...], tuple[str, ...]]] = {}
         for done, program in enumerate(plan.programs):
             key = (program.role, program.kind, program.rows)
             self._programs[key] = program
-            self.calls[key] = self._bind(program)
+            self.calls[key] = self._bind(program, self.buffers.__getitem__, self.buffers.__getitem__)
             reads = tuple(program.buffer_of(value) for value in program.graph.inputs)
             self._touches[key] = reads, output_buffers(program.kind, plan.options.acceptance)
-            self._launches[key] = _chained(program, tuple(call.launch for call in self.calls[key]), threads)
-            self._names[key] = tuple(node.selection.kernel for node in program.graph.nodes if node.selection)
+            self._launches[key] = self._chained([(program, self.calls[key])])
             self._buckets[key[:2]] = plan.buckets(program.role, program.kind)
             if program.role != SAMPLER and (program.role, program.rows) not in self._rows:
                 self._rows[program.role, program.rows] = self._row_inputs(program)
             if progress is not None:
                 progress("binding kernels", done + 1, len(plan.programs))
+        self.loops = Loops(plan, self.buffers, self.arrays, self._bind, self._chained)
 
     def bucket(self, role: str, kind: str, rows: int) -> int:
         """The smallest bucket of that kind that holds `rows` rows; raises PlanError when there is none."""
@@ -110,17 +114,25 @@ class Executor:
         """Run the program of exactly this bucket on what its arrays hold."""
         reads, writes = self._touches[role, kind, rows]
         self.arrays.before(reads)
-        if self.conductor is not None:
-            self.conductor(self._programs[role, kind, rows], self.calls[role, kind, rows])
+        key = role, kind, rows
+        if self.conductor is not None or self.probe is not None:
+            self._run_watched(self._programs[key], self.calls[key])
         else:
-            self._launch(role, kind, rows)
+            self._launch(self._launches[key])
         self.arrays.after(writes)
 
-    def _launch(self, role: str, kind: str, rows: int) -> None:
-        launches = self._launches[role, kind, rows]
-        if self.probe is not None:
-            self._run_probed(role, kind, rows, self.probe)
-            return
+    def run_loop(self, loop: DraftLoop, rounds: int) -> None:
+        """Run the first `rounds` rounds of a draft loop on what its arrays hold, as one launch where backends can."""
+        bound = self.loops.bound(loop, rounds)
+        self.arrays.before(bound.reads)
+        if self.conductor is not None or self.probe is not None:
+            for program, calls in bound.programs:
+                self._run_watched(program, calls)
+        else:
+            self._launch(bound.launches)
+        self.arrays.after(bound.writes)
+
+    def _launch(self, launches: tuple[Launch, ...]) -> None:
         self.launches_run += len(launches)
         if self.time_kernels:
             start = time.perf_counter()
@@ -131,24 +143,28 @@ class Executor:
             for launch in launches:
                 launch()
 
-    def _run_probed(self, role: str, kind: str, rows: int, probe: Probe) -> None:
-        """Launch by launch, where otherwise a backend may run several as one."""
-        for name, call in zip(self._names[role, kind, rows], self.calls[role, kind, rows], strict=True):
+    def _run_watched(self, program: Program, calls: tuple[BoundCall, ...]) -> None:
+        """Call by call, where otherwise a backend may run several as one: by the conductor, else under the probe."""
+        if self.conductor is not None:
+            self.conductor(program, calls)
+            return
+        for call in calls:
             start = time.perf_counter()
             call.launch()
             seconds = time.perf_counter() - start
             self.seconds_in_kernels += seconds
             self.launches_run += 1
-            probe(f"{role}.{kind}.{rows}", name, seconds)
+            if self.probe is not None and call.node.selection is not None:
+                self.probe(program.name, call.node.selection.kernel, seconds)
 
-    def _bind(self, program: Program) -> tuple[BoundCall, ...]:
-        """Give every node's kernel its tensors: arrays, weights, caches, and views of the arena."""
+    def _bind(self, program: Program, read: TensorOf, written: TensorOf) -> tuple[BoundCall, ...]:
+        """Give every node's kernel its tensors: arrays to read and to write, weights, caches, views of the arena."""
         tensors: dict[str, torch.Tensor] = {}
         for value in program.graph.inputs:
-            tensors[value.name] = _leading(self.buffers[program.buffer_of(value)], value)
+            tensors[value.name] = _leading(read(program.buffer_of(value)), value)
         names = output_buffers(program.kind, self.plan.options.acceptance)
         for name, value in zip(names, program.graph.outputs, strict=True):
-            tensors[value.name] = _leading(self.buffers[name], value)
+            tensors[value.name] = _leading(written(name), value)
         if program.role != SAMPLER:
             tensors |= self.weights[program.role]
             tensors |= self.caches[program.role]
@@ -164,11 +180,26 @@ class Executor:
                 raise PlanError(f"program {program.name}, call {index}: op {node.op} has no kernel")
             scratch = places.get(f"ws{index}")
             workspace = None if scratch is None else self.arena[scratch.offset : scratch.offset + scratch.nbytes]
-            kernel = load_backend(node.selection.backend).kernel(node.selection.kernel.partition(":")[2])
+            kernel = self._backends[node.selection.backend].kernel(node.selection.kernel.partition(":")[2])
             inputs = tuple(None if value is None else tensors[value.name] for value in node.inputs)
             outputs = tuple(tensors[value.name] for value in node.outputs)
             calls.append(BoundCall(node, inputs, outputs, kernel.bind(inputs, outputs, node.attr_dict, workspace)))
         return tuple(calls)
+
+    def _chained(self, programs: Iterable[BoundProgram]) -> tuple[Launch, ...]:
+        """Their launches, each run of those that one `chain` makes into one made so; backends may share a chain."""
+        pairs: list[tuple[Any, Launch]] = []
+        for program, calls in programs:
+            backends = [
+                self._backends[call.node.selection.backend] for call in calls if call.node.selection is not None
+            ]
+            chains = [each.chain if each.chains_prefill or program.kind != PREFILL else None for each in backends]
+            pairs += zip(chains, [call.launch for call in calls], strict=True)
+        found: list[Launch] = []
+        for chain, run in itertools.groupby(pairs, key=lambda pair: pair[0]):
+            parts = [launch for _, launch in run]
+            found += parts if chain is None else [chain(parts, self._threads)]
+        return tuple(found)
 
     def _row_inputs(self, program: Program) -> RowInputs:
         rows, array = program.rows, functools.partial(_int32, self.arrays)
@@ -186,17 +217,6 @@ class Executor:
         """Say which row of a prefill call gives logits."""
         if "logit_rows" in self.arrays:
             self.arrays["logit_rows"][0] = row
-
-
-def _chained(program: Program, launches: tuple[Launch, ...], threads: int | None) -> tuple[Launch, ...]:
-    """The launches, with each run of those that one `chain` makes into one made so; backends may share a chain."""
-    backends = [load_backend(node.selection.backend) for node in program.graph.nodes if node.selection is not None]
-    chains = [each.chain if each.chains_prefill or program.kind != PREFILL else None for each in backends]
-    found: list[Launch] = []
-    for chain, run in itertools.groupby(zip(chains, launches, strict=True), key=lambda pair: pair[0]):
-        parts = [launch for _, launch in run]
-        found += parts if chain is None else [chain(parts, threads)]
-    return tuple(found)
 
 
 def check_memory(plan: Plan, device: torch.device | None = None) -> None:

@@ -68,13 +68,16 @@ class Sampler:
         When every row is greedy, and scores are not asked for, the cheaper `greedy` program runs: same tokens.
         """
         rows = row_lanes.size
-        greedy = kind == SAMPLE and not self._lanes.temperature[row_lanes].any()
-        kind = GREEDY if greedy else kind
-        if not greedy:
-            self._set_controls(row_lanes, positions)
+        kind = self.cheapest(kind, row_lanes)
+        if kind != GREEDY:
+            self.set_controls(row_lanes, positions)
         self._run(kind, rows)
         tokens = self._arrays["sampled"][:rows].astype(np.int64)
         return SampledRows(tokens, self._arrays["ok"][:rows].astype(bool) & self.in_vocabulary(tokens))
+
+    def cheapest(self, kind: str, row_lanes: Ints) -> str:
+        """`greedy` where `sample` is asked for and every row is greedy; else `kind`."""
+        return GREEDY if kind == SAMPLE and not self._lanes.temperature[row_lanes].any() else kind
 
     def in_vocabulary(self, tokens: Ints) -> Bools:
         """Which of `tokens` are ids of this model: what a kernel says is checked like anyone's word."""
@@ -83,7 +86,7 @@ class Sampler:
 
     def filter(self, row_lanes: Ints, positions: Ints) -> None:
         """Turn the first rows of the logits into scores."""
-        self._set_controls(row_lanes, positions)
+        self.set_controls(row_lanes, positions)
         self._run(FILTER, row_lanes.size)
 
     def accept(self, rows: FilledRows) -> list[int]:
@@ -102,7 +105,8 @@ class Sampler:
     def _run(self, kind: str, rows: int) -> None:
         self._executor.run(SAMPLER, kind, self._executor.bucket(SAMPLER, kind, rows))
 
-    def _set_controls(self, row_lanes: Ints, positions: Ints) -> None:
+    def set_controls(self, row_lanes: Ints, positions: Ints) -> None:
+        """Hand the first rows their lanes' settings and the positions that key their noise."""
         rows, lanes, arrays = row_lanes.size, self._lanes, self._arrays
         arrays["temperature"][:rows] = lanes.temperature[row_lanes]
         arrays["top_k"][:rows] = lanes.top_k[row_lanes]

@@ -15,6 +15,7 @@ from slotwise.core.errors import PlanError
 from slotwise.core.graph import Graph
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import TensorSpec
+from slotwise.plans.loop import draft_loops, round_buffers
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes import Pass
 from slotwise.plans.passes.fuse_add_norm import FuseAddNorm
@@ -126,7 +127,9 @@ def compile_plan(
             sizes = {"R": rows, "B": rows, "T": rows}
             programs.append(_program(SAMPLER, sampler_kind, rows, graph, options, backends, sizes, rows, watch))
     steps = [decode_step(kind, options.acceptance), *(prefill_step(role) for role in roles)]
-    plan = Plan(options, kind, tuple(roles.values()), tuple(programs), tuple(steps), _buffers(programs, options))
+    loops = draft_loops(options, _decode_buckets(options)) if kind == "model" else ()
+    buffers = (*_buffers(programs, options), *round_buffers(loops, options.acceptance, target.vocab_size))
+    plan = Plan(options, kind, tuple(roles.values()), tuple(programs), tuple(steps), tuple(sorted(buffers)), loops)
     plan.verify()
     return plan
 

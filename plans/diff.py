@@ -1,7 +1,7 @@
 """Two plans side by side.
 
 Owns `diff_plans`. What always holds: equal plans differ in nothing; a difference in options, roles, spans, widths,
-programs, kernels or buffers is named where it is, with both values.
+programs, loops, kernels or buffers is named where it is, with both values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from slotwise.core.graph import Parameter
 from slotwise.core.layouts import ROWS
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
-from slotwise.plans.show import size
+from slotwise.plans.show import loop_table, size
 
 
 def diff_plans(left: Plan, right: Plan) -> str:
@@ -24,6 +24,7 @@ def diff_plans(left: Plan, right: Plan) -> str:
         ("roles", _roles(left, right)),
         ("steps", _steps(left, right)),
         ("programs", _programs(left, right)),
+        ("draft loops", _table(loop_table(left.loops), loop_table(right.loops))),
         ("buffers", _table(_buffer_table(left), _buffer_table(right))),
     ]
     lines: list[str] = []

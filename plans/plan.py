@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slotwise.core.specs import TensorSpec
+from slotwise.plans.loop import DraftLoop
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.program import DECODE, DRAFT, PREFILL, TARGET, Program, RolePlan
 from slotwise.plans.step import Step
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the JSON form; raised when a reader of the old form could misread the new one."""
 
 
@@ -24,6 +25,7 @@ class Plan:
 
     `buffers` are the arrays through which the engine feeds programs and reads their results, by name, at their largest;
     a program of a smaller bucket uses the first rows. All intermediate values lie in one arena of `arena_bytes`.
+    `loops` say which rounds of drafting run as one launch.
     """
 
     options: PlanOptions
@@ -32,6 +34,7 @@ class Plan:
     programs: tuple[Program, ...]
     steps: tuple[Step, ...]
     buffers: tuple[tuple[str, TensorSpec], ...]
+    loops: tuple[DraftLoop, ...] = ()
 
     @property
     def arena_bytes(self) -> int:

@@ -55,10 +55,13 @@ class FilledRows:
         return int(self.row_start[-1])
 
 
-def fill_rows(inputs: RowInputs, ledger: RoleLedger, tokens: Ints32, lanes: Ints, begin: Ints, end: Ints) -> FilledRows:
+def fill_rows(
+    inputs: RowInputs, ledger: RoleLedger, tokens: Ints32, lanes: Ints, begin: Ints, end: Ints, upto: int = 0
+) -> FilledRows:
     """Write the rows for positions `begin .. end` of each lane into `inputs`; `tokens` is [lanes, capacity].
 
-    Every lane must have at least one row, and all of them must fit the bucket.
+    Every lane must have at least one row, and all of them must fit the bucket. Page tables reach the longest end, and
+    `upto` where more is read through them later.
     """
     count = end - begin
     n = lanes.size
@@ -77,7 +80,7 @@ def fill_rows(inputs: RowInputs, ledger: RoleLedger, tokens: Ints32, lanes: Ints
     inputs.slots[:total] = ledger.page_table[row_lane, column] * size + (position - column * size)
     inputs.row_start[: n + 1] = row_start
     inputs.kv_len[:n] = end
-    columns = -(-int(end.max()) // size)
+    columns = -(-max(int(end.max()), upto) // size)
     inputs.page_table[:n, :columns] = ledger.page_table[lanes, :columns]
     if total < inputs.rows:
         inputs.token_ids[total:] = 0

@@ -18,6 +18,7 @@ from slotwise.core.errors import PlanError, SlotwiseError
 from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Rejection, Selection, Value
 from slotwise.core.layouts import ROWS
 from slotwise.core.specs import DType, TensorSpec, parse_spec
+from slotwise.plans.loop import DraftLoop
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.plan_buffers import Placement
 from slotwise.plans.plan import SCHEMA, Plan
@@ -35,6 +36,7 @@ def plan_to_json(plan: Plan) -> str:
         "roles": [_role(role) for role in plan.roles],
         "steps": [_step(step) for step in plan.steps],
         "buffers": {name: str(spec) for name, spec in plan.buffers},
+        "loops": [[loop.sequences, loop.first, loop.rounds, loop.sampler] for loop in plan.loops],
         "programs": [_program(program) for program in plan.programs],
     }
     return _layout({"slotwise_plan": SCHEMA, "digest": _digest(body), **body}) + "\n"
@@ -68,6 +70,7 @@ def plan_from_json(text: str) -> Plan:
             programs=tuple(_read_program(program) for program in data["programs"]),
             steps=tuple(_read_step(step) for step in data["steps"]),
             buffers=tuple((name, parse_spec(spec)) for name, spec in data["buffers"].items()),
+            loops=tuple(DraftLoop(*loop) for loop in data["loops"]),
         )
         for program in plan.programs:
             check_graph(program.graph)

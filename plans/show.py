@@ -1,14 +1,17 @@
 """The text form of a plan.
 
-Owns `show_plan` and `show_program`. What always holds: it is deterministic, and it says in words what a reader needs:
-roles and memory, the steps with their width formula, each program's calls with kernels and places in the arena.
+Owns `show_plan`, `show_program` and `show_loops`. What always holds: it is deterministic, and it says in words what a
+reader needs: roles and memory, the steps with their width formula, each program's calls with kernels and places in the
+arena, the draft loops.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from slotwise.core.printer import format_node
+from slotwise.plans.loop import DraftLoop
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
 
@@ -43,6 +46,8 @@ def show_plan(plan: Plan, *, programs: bool = False) -> str:
         lines += [str(step), ""]
     lines.append("programs")
     lines += [f"  {line}" for line in _program_table(plan)]
+    if plan.loops:
+        lines += ["", *show_loops(plan.loops)]
     if programs:
         for program in plan.programs:
             lines += ["", show_program(program)]
@@ -76,6 +81,27 @@ def _program_table(plan: Plan) -> list[str]:
         )
         lines.append(f"  {names}")
     return lines
+
+
+def show_loops(loops: Sequence[DraftLoop]) -> list[str]:
+    """What a loop is, then a line for all loops that draw with the same sampler."""
+    lines = [
+        "draft loops: rounds of drafting as one launch",
+        "  a round is draft.decode.<sequences>, in the first round <first rows>, then sampler.<kind>.<sequences>;",
+        "  what it samples is the next round's token_ids",
+    ]
+    for name, shapes in loop_table(loops).items():
+        lines.append(f"  {name}; sequences (first rows): {shapes}")
+    return lines
+
+
+def loop_table(loops: Sequence[DraftLoop]) -> dict[str, str]:
+    """Kind and rounds -> `sequences (first rows, first rows), ...` of the loops that have both."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for loop in loops:
+        shapes = found.setdefault(f"{loop.sampler}, up to {loop.rounds} rounds", {})
+        shapes.setdefault(loop.sequences, []).append(str(loop.first))
+    return {name: ", ".join(f"{n} ({', '.join(f)})" for n, f in shapes.items()) for name, shapes in found.items()}
 
 
 def show_program(program: Program, *, rejections: bool = False) -> str:

@@ -36,6 +36,7 @@ from slotwise.plans.step import (
     Span,
     Step,
 )
+from slotwise.plans.verify_loop import verify_loops
 
 
 def verify_plan(plan: Plan) -> None:
@@ -74,6 +75,7 @@ def verify_plan(plan: Plan) -> None:
         )
     for step in plan.steps:
         verify_step(step, plan.has_draft_model)
+    verify_loops(plan)
 
 
 def _verify_one_kernel_per_call(plan: Plan) -> None:

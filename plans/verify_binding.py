@@ -1,8 +1,8 @@
 """The run-time verifier: each binding, and each call's rows, before dispatch.
 
-Owns `verify_binding` and `verify_rows`. What always holds: what they check they take from the ledger (who owns a page,
-as which page of whose sequence), not from the code that made the numbers, so an error there is seen here; the checks
-are a few array operations, microseconds for a batch, and always on.
+Owns `verify_binding` and `verify_rows`; a draft loop's rounds are checked in `verify_rounds.py`. What always holds:
+what is checked comes from the ledger (who owns a page, as which page of whose sequence), not from the code that made
+the numbers, so an error there is seen here; the checks are a few array operations, microseconds for a batch, always on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.core.pages import SCRATCH_PAGE
 from slotwise.plans.binding import Binding, BoundSpan
 from slotwise.plans.program import DRAFT, TARGET
-from slotwise.plans.rows import FilledRows, Ints32, RowInputs
+from slotwise.plans.rows import FilledRows, Ints, Ints32, RowInputs
 
 
 def some(wrong: npt.NDArray[Any]) -> bool:
@@ -116,12 +116,20 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
     Raises VerificationError: `row order`, `slots` (a row's slot is not its lane's own page for that position),
     `kv length` (something would be read that was never written), `page table`, or `padding`.
     """
+    lanes = filled.lanes
+    written = ledger.written[lanes]
+    verify_call(inputs, filled, ledger, written)
+    ledger.written[lanes] = np.maximum(written, filled.end)
+
+
+def verify_call(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, written: Ints) -> None:
+    """`verify_rows`, given how far each lane is `written` when this call's attention reads; it marks nothing."""
     rows, n, lanes = filled.rows, filled.lanes.size, filled.lanes
     starts, end = inputs.row_start, inputs.kv_len[:n]
     if rows > inputs.rows or starts[0] != 0 or starts[n] != rows:
         raise VerificationError("row order", f"{filled.role}: row_start {starts.tolist()} does not cover {rows} rows")
     count = starts[1 : n + 1] - starts[:n]
-    begin, written = end - count, ledger.written[lanes]
+    begin = end - count
     needed = -(-end // ledger.page_size)
     disordered = count < 1
     unplanned = (begin != filled.begin) | (end != filled.end) | (end > ledger.reserved[lanes])
@@ -129,7 +137,7 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
     unowned = needed > ledger.page_count[lanes]
     # One question in the usual case; which rule it was is asked only when there is something to say.
     if some(disordered | unplanned | unwritten | unowned):
-        _explain_spans(inputs, filled, ledger, disordered, unplanned, unwritten)
+        _explain_spans(inputs, filled, ledger, written, disordered, unplanned, unwritten)
     _verify_slots(inputs, filled, ledger, count)
     columns = int(needed.max())
     if some(inputs.page_table[:n, :columns] != ledger.page_table[lanes, :columns]):
@@ -147,7 +155,6 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
             raise VerificationError(
                 "padding", f"{filled.role}: padded rows must belong to no sequence and read nothing"
             )
-    ledger.written[lanes] = np.maximum(written, end)
 
 
 def _verify_slots(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, count: Ints32) -> None:
@@ -185,6 +192,7 @@ def _explain_spans(
     inputs: RowInputs,
     filled: FilledRows,
     ledger: RoleLedger,
+    written: Ints,
     disordered: npt.NDArray[np.bool_],
     unplanned: npt.NDArray[np.bool_],
     unwritten: npt.NDArray[np.bool_],
@@ -204,7 +212,7 @@ def _explain_spans(
         raise VerificationError(
             "kv length",
             f"{filled.role}: rows up to {end}, with rows {starts}, must follow what is written, up to "
-            f"{ledger.written[lanes].tolist()}, and what is committed, up to {ledger.committed[lanes].tolist()}",
+            f"{written.tolist()}, and what is committed, up to {ledger.committed[lanes].tolist()}",
         )
     raise VerificationError(
         "page table",

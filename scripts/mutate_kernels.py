@@ -45,6 +45,14 @@ TRITON_CHANGES: Changes = (
     ("a sum for a difference", r"(\w) \+ (\w+ \*|tl\.load)", r"\1 - \2"),
     ("a factor dropped", r" \* (scale|shrink|its_share|noise)\b", ""),
     ("and for or", r" \| ", " & "),
+    ("a round of mixing left out", r"static_range\((\d+)\)", r"static_range(\1 - 1)"),
+    ("a low word for a high", r"tl\.umulhi\((\w+), (0x\w+)\)", r"\1 * \2"),
+    ("a word of the key left out", r" \^ k[01]\b", ""),
+    ("a key that stays", r"\b(k[01]) \+ 0x\w+", r"\1"),
+    ("words in another order", r"tl\.join\((w\d), (w\d)\)", r"tl.join(\2, \1)"),
+    ("a shift left out", r" >> \d+", ""),
+    ("a half left out", r" \+ 0\.5\b", ""),
+    ("a noise turned", r"return -tl\.log", "return tl.log"),
 )
 
 NUMBA_CHANGES: Changes = (

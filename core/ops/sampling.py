@@ -1,9 +1,9 @@
 """From logits to tokens: filters, coupled sampling and acceptance.
 
 Owns `filter_logits`, `greedy`, `sample`, `accept_coupled` and `accept_rejection`. What always holds:
-a row's result depends on that row alone; a token is within the vocabulary or its row's `ok` is false (NaN, infinite or
-nothing left to choose from), and then the token means nothing; noise is counter-based, keyed by (seed, position,
-token).
+a row's result depends on that row alone; where a row's `ok` is false (NaN, infinite or nothing left to choose from) its
+token means nothing, and is still within the vocabulary, for the next round of a draft loop is fed it unseen; noise is
+counter-based, keyed by (seed, position, token).
 """
 
 from __future__ import annotations
@@ -196,6 +196,9 @@ def _sample_cases(rng: torch.Generator) -> Iterable[Case]:
     one = torch.full((3, 50), -_INF)
     one[torch.arange(3), torch.tensor([0, 49, 7])] = 0.0
     yield Case("one token left", (one, *_keys(rng, 3)), {"stream": TARGET})
+    broken = _logits(rng, 4, 17)
+    broken[1, 3], broken[2], broken[3] = float("nan"), float("nan"), -_INF
+    yield Case("NaN and empty rows", (broken, *_keys(rng, 4)), {"stream": TARGET})
 
 
 def _accept_cases(rng: torch.Generator) -> Iterable[Case]:
@@ -242,7 +245,7 @@ CONTRACTS = (
         name="greedy",
         function=greedy,
         inputs=(Argument("logits", ("R", "V"), _F32),),
-        outputs=(Argument("tokens", ("R",), _I32), Argument("ok", ("R",), DType.BOOL)),
+        outputs=(Argument("tokens", ("R",), _I32, below="V"), Argument("ok", ("R",), DType.BOOL)),
         cost=lambda d, item, _: Cost(bytes=4 * d["R"] * d["V"], flops=d["R"] * d["V"]),
         cases=_greedy_cases,
         tolerance=BIT_EQUAL,
@@ -256,7 +259,7 @@ CONTRACTS = (
             Argument("seed", ("R",), _I64),
             Argument("positions", ("R",), _I32),
         ),
-        outputs=(Argument("tokens", ("R",), _I32), Argument("ok", ("R",), DType.BOOL)),
+        outputs=(Argument("tokens", ("R",), _I32, below="V"), Argument("ok", ("R",), DType.BOOL)),
         cost=lambda d, item, _: Cost(bytes=4 * d["R"] * d["V"], flops=40 * d["R"] * d["V"]),
         cases=_sample_cases,
         tolerance=BIT_EQUAL,

@@ -19,9 +19,15 @@ from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import cut_by_rows, run_rows
 from slotwise.engine.sampler import Sampler
 from slotwise.plans.binding import Binding
+from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import DECODE, DRAFT
+from slotwise.plans.round_rows import FilledRounds, fill_rounds
 from slotwise.plans.rows import FilledRows
-from slotwise.plans.sampling import SAMPLE, SAMPLE_DRAFT
+from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
+from slotwise.plans.verify_rounds import verify_rounds
+
+READ = ("sampled", "ok")
+"""What every round gives."""
 
 EditSource = Callable[[int, Sequence[int]], Edits]
 """(lane, drafts so far) -> the edits that the sequence's penalties make at that point."""
@@ -67,7 +73,10 @@ class ModelDrafter:
         return np.where(behind <= self.catch_up, widths, 0)
 
     def draft(self, binding: Binding, at: Ints) -> Drafting:
-        """Draft token by token; every round feeds one row a sequence, the first also those that catch up."""
+        """Draft in one launch where the plan has a loop for it, else round by round: the same tokens.
+
+        Every round feeds one row a sequence, the first also those that catch up.
+        """
         drafting = Drafting([[] for _ in binding.sequences])
         places = [i for i in at.tolist() if binding.width[i]]
         if not places:
@@ -76,6 +85,8 @@ class ModelDrafter:
             vocabulary = self._executor.plan.target.vocab_size
             drafting.scores = np.zeros((int(binding.width.sum()), vocabulary), np.float32)
         score_row = np.cumsum(binding.width) - binding.width
+        if self._draft_at_once(binding, places, drafting, score_row):
+            return drafting
         filled = self._ledger.committed[binding.lanes]
         for n in range(int(binding.width[places].max())):
             active = np.array([i for i in places if binding.width[i] > n and i not in drafting.broken], np.int64)
@@ -95,6 +106,54 @@ class ModelDrafter:
                 )
                 self._take(binding, active[part], rows, drafting, score_row + n)
         return drafting
+
+    def _draft_at_once(self, binding: Binding, places: list[int], drafting: Drafting, score_row: Ints) -> bool:
+        """All rounds as one launch, or a few for more rows than a program holds; False, with nothing done, without one.
+
+        Penalties change logits between the rounds, so whoever has any keeps all to rounds one by one.
+        """
+        at = np.array(places, np.int64)
+        at = at[np.argsort(-binding.width[at], kind="stable")]
+        lanes, length, width = binding.lanes[at], binding.length[at], binding.width[at]
+        if np.count_nonzero(self._lanes.adjusts[lanes]):
+            return False
+        kind = self._sampler.cheapest(self._kind, lanes)
+        rows = length - self._ledger.committed[lanes]
+        chosen: list[tuple[slice, DraftLoop]] = []
+        for part in cut_by_rows(rows, self._executor.most_rows(DRAFT, DECODE)):
+            loop = self._executor.loops.find(kind, rows[part].size, int(rows[part].sum()))
+            if loop is None:
+                return False
+            chosen.append((part, loop))
+        for part, loop in chosen:
+            filled = self._run_loop(loop, lanes[part], length[part], width[part])
+            self._take_rounds(at[part], filled, drafting, score_row)
+        return True
+
+    def _run_loop(self, loop: DraftLoop, lanes: Ints, length: Ints, width: Ints) -> FilledRounds:
+        """Fill and verify the rows of all rounds, and run them."""
+        first, later = self._executor.row_inputs(DRAFT, loop.first), self._executor.loops.inputs
+        filled = fill_rounds(first, later, loop.sequences, self._ledger, self._lanes.tokens, lanes, length, width)
+        verify_rounds(first, later, filled, self._ledger)
+        if loop.sampler != GREEDY:
+            self._sampler.set_controls(lanes, length)
+        self._executor.run_loop(loop, filled.rounds)
+        return filled
+
+    def _take_rounds(self, at: Ints, filled: FilledRounds, drafting: Drafting, score_row: Ints) -> None:
+        """Read what all rounds drew; `at` are the sequences' places in the binding."""
+        n, later, loops, arrays = at.size, filled.rounds - 1, self._executor.loops, self._executor.arrays
+        parts = {name: [arrays[name][None, :n], *([loops.later(name)[:later, :n]] if later else [])] for name in READ}
+        tokens: Ints = np.concatenate(parts["sampled"]).astype(np.int64)
+        ok = np.concatenate(parts["ok"]).astype(bool) & self._sampler.in_vocabulary(tokens)
+        for row, (i, width) in enumerate(zip(at.tolist(), filled.width.tolist(), strict=True)):
+            if not ok[:width, row].all():
+                drafting.broken[i] = "the draft model's logits are not finite"
+            drafting.tokens[i] = tokens[:width, row].tolist()
+            if drafting.scores is not None:
+                drafting.scores[score_row[i]] = self._sampler.scores[row]
+                if width > 1:
+                    drafting.scores[score_row[i] + 1 : score_row[i] + width] = loops.later("scores")[: width - 1, row]
 
     def _take(self, binding: Binding, places: Ints, rows: FilledRows, drafting: Drafting, score_row: Ints) -> None:
         """Draw the next draft of each sequence at its last row."""

@@ -140,9 +140,11 @@ class Lockstep:
     def _conduct(self, program: Program, calls: tuple[BoundCall, ...]) -> None:
         key = (program.role, program.kind, program.rows)
         theirs = [follower.executor.calls[key] for follower in self._followers]
+        # In a draft loop each round has arrays of its own: what a program is fed, its calls know.
+        fed = {v.name: t for c in calls for v, t in zip(c.node.inputs, c.inputs, strict=True) if v and t is not None}
         if self._free_run:
             for follower in self._followers:
-                self._hand_over_inputs(program, follower.executor)
+                self._hand_over_inputs(program, fed, follower.executor)
         for index, call in enumerate(calls):
             if self.finding is not None:
                 call.launch()
@@ -153,17 +155,17 @@ class Lockstep:
                 if self._free_run:
                     its[index].launch()
                     if program.role != SAMPLER:
-                        self._measure(follower, program, index, call, its[index])
+                        self._measure(follower, program, index, call, its[index], int(fed["row_start"][-1]))
                 elif before is not None:
                     self._compare(follower, program, index, call, its[index], before)
             self.compared += len(theirs)
 
-    def _hand_over_inputs(self, program: Program, executor: Executor) -> None:
+    def _hand_over_inputs(self, program: Program, fed: Mapping[str, torch.Tensor], executor: Executor) -> None:
         """What the engine decided (tokens, positions, slots, controls); what kernels computed each side keeps."""
         for value in program.graph.inputs:
             name = program.buffer_of(value)
             if name not in ("logits", "scores", "draft_scores"):
-                executor.buffers[name].copy_(self._engine.executor.buffers[name])
+                executor.buffers[name][: len(fed[value.name])].copy_(fed[value.name])
 
     def _compare(
         self, follower: _Follower, program: Program, index: int, call: BoundCall, its: BoundCall, before: _Before
@@ -239,19 +241,16 @@ class Lockstep:
             around=format_around(program.graph, index),
         )
 
-    def _measure(self, follower: _Follower, program: Program, index: int, call: BoundCall, its: BoundCall) -> None:
-        rows = self._real_rows(program, call)
+    def _measure(
+        self, follower: _Follower, program: Program, index: int, call: BoundCall, its: BoundCall, total: int
+    ) -> None:
+        rows = min(len(call.outputs[0]), total) if call.outputs else 0  # the rest is padding
         for mine, other in zip(call.outputs[:1], its.outputs[:1], strict=True):
             left, right = mine[:rows].cpu().double(), other[:rows].cpu().double()
             size = float(left.norm())
             error = float((left - right).norm()) / size if size else float((left - right).norm())
             drift = Drift(self._engine.epoch, program.name, index, call.node.op, error, cosine(right, left))
             self.drifts[follower.name].append(drift)
-
-    def _real_rows(self, program: Program, call: BoundCall) -> int:
-        """Rows of this call's output that are not padding."""
-        total = int(self._engine.executor.buffers["row_start"][program.rows])
-        return min(len(call.outputs[0]), total) if call.outputs else 0
 
 
 class _Before:

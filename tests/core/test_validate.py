@@ -184,15 +184,19 @@ def test_a_finite_number_where_minus_infinity_belongs_is_caught() -> None:
     assert "expected -inf" in result.message
 
 
-def test_a_wrong_token_is_caught_but_the_token_of_a_broken_row_means_nothing() -> None:
-    def shifted(rows: slice) -> Body:
+def test_a_wrong_token_is_caught_but_the_token_of_a_broken_row_means_nothing_within_the_vocabulary() -> None:
+    def shifted(rows: slice, by: int = 1) -> Body:
         def body(inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr]) -> None:
             _function("greedy")(inputs, outputs, attrs)
-            outputs[0][rows] += 1
+            outputs[0][rows] += by
 
         return body
 
     assert _run("greedy", "NaN, infinite and empty rows", shifted(slice(1, 4))).passed
+    for by in (17, -17):
+        outside = _run("greedy", "NaN, infinite and empty rows", shifted(slice(3, 4), by))
+        assert (outside.outcome, outside.rule) == ("failed", "range")
+        assert "not from 0 to below V = 17" in outside.message
     assert _run("greedy", "NaN, infinite and empty rows", shifted(slice(0, 1))).worst == ("tokens", (0,))
 
 

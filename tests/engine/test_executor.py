@@ -38,31 +38,33 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def decoding_engine(draft: str, acceptance: str, temperature: float) -> Engine:
+def decoding_engine(draft: str, acceptance: str, temperature: float, penalty: float) -> Engine:
     """Three sequences, all decoding."""
     engine = tiny_engine(MODEL, DRAFTS[draft], acceptance=acceptance, adaptive=False)
-    sampling = {"temperature": temperature, "repetition_penalty": 1.2}
+    sampling = {"temperature": temperature, "repetition_penalty": penalty}
     sequences = [engine.add(request(prompt_of(5 + n, n), 30, **sampling)) for n in range(3)]
     while any(s.state != "decode" for s in sequences):
         engine.step()
     return engine
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("temperature", "penalty"), [(0.0, 1.2), (1.0, 1.2), (0.0, 1.0), (1.0, 1.0)])
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_no_tensor_is_made_in_a_decode_step_outside_kernels(draft: str, acceptance: str, temperature: float) -> None:
-    engine = decoding_engine(draft, acceptance, temperature)
+def test_no_tensor_is_made_in_a_decode_step_outside_kernels(
+    draft: str, acceptance: str, temperature: float, penalty: float
+) -> None:
+    # A draft model drafts round by round for those with penalties, else in a loop.
+    engine = decoding_engine(draft, acceptance, temperature, penalty)
     # With launches that do nothing, whatever PyTorch is asked for is asked by the engine itself.
-    launches = engine.executor._launches
-    for key, bound in launches.items():
-        launches[key] = tuple(lambda: None for _ in bound)
-    engine.executor.arrays["ok"][:] = 1
-    before = engine.executor.launches_run
+    launched: list[tuple[Launch, ...]] = []
+    engine.executor._launch = launched.append  # type: ignore[method-assign]
+    for name in {"ok", "rounds.ok"} & engine.executor.arrays.keys():
+        engine.executor.arrays[name][:] = 1
     with Watch() as watch:
         for _ in range(4):
             engine.step()
-    assert engine.executor.launches_run > before
+    assert len(launched) >= 8
     assert watch.calls == []
 
 
@@ -101,12 +103,15 @@ def test_every_program_is_captured_whole_at_load_but_prefill_where_a_backend_run
     monkeypatch: pytest.MonkeyPatch, chains_prefill: bool
 ) -> None:
     captures = Captures(monkeypatch, chains_prefill=chains_prefill)
-    engine = tiny_engine(MODEL, DRAFTS["model"])
+    engine = tiny_engine(MODEL, DRAFTS["model"], share_prefixes=False)
     wanted = [p for p in engine.executor.plan.programs if chains_prefill or p.kind != PREFILL]
     assert captures.sizes == [len(p.graph.nodes) for p in wanted]
     assert len(wanted) < len(engine.executor.plan.programs) or chains_prefill
-    run(engine, [request(prompt_of(9), 5)])
-    assert captures.sizes == [len(p.graph.nodes) for p in wanted], "nothing is captured after load"
+    run(engine, [request(prompt_of(9), 5), request(prompt_of(9), 5)])
+    drafting = captures.sizes[len(wanted) :]
+    assert drafting
+    run(engine, [request(prompt_of(9), 5), request(prompt_of(9), 5)])
+    assert captures.sizes[len(wanted) :] == drafting, "a draft loop is captured at its first use, once"
 
 
 @pytest.mark.parametrize(("draft", "width"), [("none", 0), ("model", 3)])
@@ -121,8 +126,8 @@ def test_a_captured_decode_step_replays_each_program_once(
         engine.step()
     before, launches = captures.replays, engine.executor.launches_run
     engine.step()
-    # The target's program and the sampler's; with drafts also acceptance, and two for each draft.
-    assert captures.replays - before == (2 if not width else 3 + 2 * width)
+    # The target's program and the sampler's; with drafts also acceptance, and one for all drafts.
+    assert captures.replays - before == (2 if not width else 4)
     assert engine.executor.launches_run - launches == captures.replays - before
     finish(engine)
     assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, each)) for each in wanted]

@@ -18,10 +18,12 @@ from slotwise.core.errors import OutOfPages, SequenceFault, SlotwiseError
 from slotwise.engine.drafters import Drafting
 from slotwise.engine.drafters.ngram import NgramDrafter
 from slotwise.engine.engine import Engine
+from slotwise.engine.observer import BoundCall
 from slotwise.engine.request import Completion, Request
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.plans.binding import Binding, Ints
-from slotwise.plans.program import DRAFT, SAMPLER, TARGET
+from slotwise.plans.loop import DraftLoop
+from slotwise.plans.program import DRAFT, SAMPLER, TARGET, Program
 
 from .tiny import DraftChoice, alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine, tiny_model
 
@@ -43,7 +45,7 @@ def engine_for(draft: str, **options: Any) -> Engine:
 
 
 class Planted:
-    """Wraps an engine's executor: `before` and `after` are called around each model call that has the victim's rows.
+    """An executor's conductor: `before` and `after` are called around each model call that has the victim's rows.
 
     They get (role, kind, positions of the victim's rows, the victim's rows in the call).
     """
@@ -52,28 +54,29 @@ class Planted:
         self.engine, self.victim = engine, victim
         self.before: Callable[[str, str, list[int], range], None] = lambda *_: None
         self.after: Callable[[str, str, list[int], range], None] = lambda *_: None
-        self._run = engine.executor.run
-        engine.executor.run = self.run  # type: ignore[method-assign]
+        engine.executor.conductor = self.run
 
-    def run(self, role: str, kind: str, rows: int) -> None:
-        found = None if role == SAMPLER else self._rows(role, rows)
+    def run(self, program: Program, calls: tuple[BoundCall, ...]) -> None:
+        found = None if program.role == SAMPLER else self._rows(program.role, calls)
         if found is not None:
-            self.before(role, kind, *found)
-        self._run(role, kind, rows)
+            self.before(program.role, program.kind, *found)
+        for call in calls:
+            call.launch()
         if found is not None:
-            self.after(role, kind, *found)
+            self.after(program.role, program.kind, *found)
 
-    def _rows(self, role: str, rows: int) -> tuple[list[int], range] | None:
+    def _rows(self, role: str, calls: tuple[BoundCall, ...]) -> tuple[list[int], range] | None:
         lane = self.victim.lane
         if lane is None:
             return None
-        inputs = self.engine.executor.row_inputs(role, rows)
-        at = np.flatnonzero(inputs.page_table[:, 0] == self.engine.ledger[role].page_table[lane, 0])
-        at = at[inputs.kv_len[at] > 0]
+        named = (pair for call in calls for pair in zip(call.node.inputs, call.inputs, strict=True))
+        fed = {value.name: tensor.numpy() for value, tensor in named if value is not None and tensor is not None}
+        at = np.flatnonzero(fed["page_table"][:, 0] == self.engine.ledger[role].page_table[lane, 0])
+        at = at[fed["kv_len"][at] > 0]
         if not at.size:
             return None
-        first, last = inputs.row_start[at[0]], inputs.row_start[at[0] + 1]
-        return inputs.positions[first:last].tolist(), range(first, last)
+        first, last = fed["row_start"][at[0]], fed["row_start"][at[0] + 1]
+        return fed["positions"][first:last].tolist(), range(first, last)
 
     def logits(self) -> Any:
         return self.engine.executor.arrays["logits"]
@@ -190,14 +193,14 @@ def test_drafts_that_are_not_finite_end_their_sequence() -> None:
     assert "draft model" in str(sequences[1].error)
 
 
-@pytest.mark.parametrize("kind", ["greedy", "sample", "accept"])
+@pytest.mark.parametrize("kind", ["greedy", "sample", "accept", "draft loop"])
 def test_a_call_that_fails_once_and_works_when_repeated_fails_nobody(kind: str) -> None:
     # One draft each, so that one call holds them all: what fails alone is not tried again.
     engine, wanted = engine_for("model", speculate=1), requests(3, temperature=0.0 if kind == "greedy" else 0.8)
     sequences = [engine.add(one) for one in wanted]
     while any(sequence.state != "decode" for sequence in sequences):
         engine.step()
-    original, failures = engine.executor.run, []
+    original, original_loop, failures = engine.executor.run, engine.executor.run_loop, []
 
     def fail_once(role: str, at_kind: str, rows: int) -> None:
         if at_kind == kind and not failures:
@@ -205,7 +208,14 @@ def test_a_call_that_fails_once_and_works_when_repeated_fails_nobody(kind: str) 
             raise RuntimeError("once")
         original(role, at_kind, rows)
 
+    def fail_loop_once(loop: DraftLoop, rounds: int) -> None:
+        original_loop(loop, rounds)
+        if kind == "draft loop" and not failures:
+            failures.append(kind)
+            raise RuntimeError("once")
+
     engine.executor.run = fail_once  # type: ignore[method-assign]
+    engine.executor.run_loop = fail_loop_once  # type: ignore[method-assign]
     finish(engine)
     assert failures
     assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, one)) for one in wanted]

@@ -38,10 +38,11 @@ def test_speculating_is_seen_in_options_steps_programs_and_buffers(tiny_model: T
         "  draft.decode rows: absent -> 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 56",
         "  sampler.accept rows: absent -> 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 56",
         "  accepted: absent -> i32[56]",
+        "  greedy, up to 5 rounds: absent -> 1 (1, 2), 2 (2, 4), 3 (3, 6), 4 (4, 8), 6 (6, 12), 8 (8, 16)",
     ):
         assert line in lines
     assert [line for line in lines if not line.startswith(" ")] == [
-        "options", "memory", "roles", "steps", "programs", "buffers"
+        "options", "memory", "roles", "steps", "programs", "draft loops", "buffers"
     ]  # fmt: skip
     assert "  speculate: 5 -> 0" in drafting.diff(plain)
 

@@ -1,0 +1,137 @@
+"""The static verifier of draft loops.
+
+Owns `verify_loops`. What always holds: in a plan that passes, a loop runs programs that the plan has; what a round
+samples fits, and lies within, what the next one reads; nothing that differs from round to round is shared, and every
+round has room in its arrays; the rows of every round are proved to lie in the draft's span.
+"""
+
+from __future__ import annotations
+
+from slotwise.core.affine import Affine, prove, variable
+from slotwise.core.errors import VerificationError
+from slotwise.core.graph import Value
+from slotwise.core.ops import contract_of
+from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, loop_samplers, round_buffer
+from slotwise.plans.plan import Plan
+from slotwise.plans.program import DRAFT, Program
+from slotwise.plans.sampling import output_buffers
+from slotwise.plans.step import FILLED, LENGTH, WIDTH
+
+RULE = "loops"
+ROUND = variable("round")
+
+_SHARED = ("draft.page_table", "logits", "scores", "seed", "temperature", "top_k", "top_p", "min_p")
+"""Inputs that are the same in every round, or that a round itself has written before it reads them."""
+
+
+def verify_loops(plan: Plan) -> None:
+    """Check every loop of the plan; raises VerificationError of the rule `loops`."""
+    if plan.loops and not plan.has_draft_model:
+        raise VerificationError(RULE, f"{plan.loops[0]}: the plan has no draft model")
+    if len(set(plan.loops)) < len(plan.loops):
+        raise VerificationError(RULE, "a loop is there twice")
+    programs = {(program.role, program.kind, program.rows): program for program in plan.programs}
+    for loop in plan.loops:
+        _verify_loop(plan, loop, programs)
+    if plan.loops:
+        _prove_rows(plan)
+
+
+def _verify_loop(plan: Plan, loop: DraftLoop, programs: dict[tuple[str, str, int], Program]) -> None:
+    if not 1 <= loop.rounds <= plan.options.speculate or not 1 <= loop.sequences <= loop.first:
+        raise VerificationError(
+            RULE,
+            f"{loop}: expected 1 to {plan.options.speculate} rounds, found {loop.rounds}, and at least as many first "
+            "rows as sequences",
+        )
+    allowed = loop_samplers(plan.options.acceptance)
+    if loop.sampler not in allowed:
+        raise VerificationError(RULE, f"{loop}: drafts are drawn by {' or '.join(allowed)}, not by {loop.sampler}")
+    for _, key in loop.programs(loop.rounds):
+        if key not in programs:
+            raise VerificationError(RULE, f"{loop}: there is no program {'.'.join(map(str, key))}")
+    (_, first), (_, sampler), *_ = loop.programs(1)
+    models = [programs[first], *(programs[key] for n, key in loop.programs(loop.rounds) if n and key[0] == DRAFT)]
+    _verify_feed(plan, loop, models, programs[sampler])
+    _verify_arrays(plan, loop, (models[-1], programs[sampler]))
+
+
+def _verify_feed(plan: Plan, loop: DraftLoop, models: list[Program], sampler: Program) -> None:
+    """The model's logits are the sampler's, and its tokens are ids that the next round's model can be fed."""
+    logits = _input(sampler, "logits")
+    vocabulary = int(logits.spec.shape[-1])
+    names = output_buffers(sampler.kind, plan.options.acceptance)
+    sampled = dict(zip(names, sampler.graph.outputs, strict=True))[FEEDS]
+    if not _is_below_vocabulary(sampler, sampled):
+        raise VerificationError(RULE, f"{loop}: no op of {sampler.name} promises that {sampled.name} is below V")
+    for model in models:
+        given = model.graph.outputs[0].spec
+        if given.dtype is not logits.spec.dtype or given.sizes()[1] != vocabulary or given.sizes()[0] < loop.sequences:
+            raise VerificationError(RULE, f"{loop}: {model.name} gives {given}, {sampler.name} reads {logits.spec}")
+        if model.rows == loop.sequences:
+            fed = _input(model, FED).spec
+            if fed != sampled.spec:
+                raise VerificationError(
+                    RULE, f"{loop}: {sampler.name} samples {sampled.spec}, but {model.name} reads {FED} as {fed}"
+                )
+        tables = [node.inputs[1] for node in model.graph.nodes if node.op == "embedding"]
+        if not tables or any(table is None or int(table.spec.shape[0]) < vocabulary for table in tables):
+            raise VerificationError(
+                RULE, f"{loop}: {sampler.name} can sample {vocabulary} tokens, more than {model.name} has embeddings"
+            )
+
+
+def _is_below_vocabulary(sampler: Program, sampled: Value) -> bool:
+    """Whether the op that gives `sampled` promises a token id in every row, drawn or not."""
+    for node in sampler.graph.nodes:
+        for argument, value in zip(contract_of(node.op).outputs, node.outputs, strict=True):
+            if value == sampled:
+                return argument.below == "V"
+    return False
+
+
+def _verify_arrays(plan: Plan, loop: DraftLoop, programs: tuple[Program, Program]) -> None:
+    """Every value that differs between rounds has an array with room for each round; all others may be shared."""
+    buffers, later = dict(plan.buffers), loop.rounds - 1
+    if not later:
+        return
+    slices = max(each.rounds for each in plan.loops) - 1
+    apart = {round_buffer("scores")} if plan.options.acceptance != "coupled" else set()
+    for program in programs:
+        names = output_buffers(program.kind, plan.options.acceptance)
+        values = [(program.buffer_of(value), value, False) for value in program.graph.inputs]
+        values += [(name, value, True) for name, value in zip(names, program.graph.outputs, strict=True)]
+        for name, value, is_written in values:
+            own = round_buffer(name)
+            needed = name in GIVEN or (is_written and (name in (FEEDS, "ok") or own in apart))
+            if not needed and (is_written or name in (FED, *_SHARED)):
+                continue
+            spec = buffers.get(own)
+            if spec is None or spec.dtype is not value.spec.dtype or spec.shape[1:] != value.spec.shape[1:]:
+                raise VerificationError(
+                    RULE, f"{loop}: {program.name} needs {own} for {later} rounds of {value.spec}, found {spec}"
+                )
+            if spec.sizes()[0] % slices or spec.sizes()[0] // slices < value.spec.sizes()[0]:
+                raise VerificationError(
+                    RULE, f"{loop}: {own} is {spec}, {slices} rounds of {value.spec} do not fit it evenly"
+                )
+
+
+def _input(program: Program, name: str) -> Value:
+    for value in program.graph.inputs:
+        if value.name == name:
+            return value
+    raise VerificationError(RULE, f"program {program.name} has no input {name}, which a loop feeds")
+
+
+def _prove_rows(plan: Plan) -> None:
+    """Round r of a sequence of length L writes slot L - 1 + r, for r < k: within the draft's span, each another."""
+    step = plan.step("decode")
+    span = step.span("draft", DRAFT)
+    if span is None:
+        raise VerificationError(RULE, "there are loops, but the decode step has no draft span")
+    position: Affine = LENGTH - 1 + ROUND
+    premises = [LENGTH - 1 - FILLED, FILLED, WIDTH - 1, ROUND, WIDTH - 1 - ROUND]
+    for what, goal in (("after its begin", position - span.begin), ("before its end", span.end - position - 1)):
+        if not prove(premises, goal):
+            raise VerificationError(RULE, f"not proved that every round's row lies in {span}, {what} ({goal} >= 0)")
