@@ -151,7 +151,7 @@ def _launch(step: Step, given: Mapping[str, torch.Tensor], workspace: torch.Tens
     return prepared
 
 
-_VIEWS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16, torch.bool: torch.uint8}
+_VIEWS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16, torch.bool: torch.uint8, torch.int8: torch.uint8}
 
 
 def _flat(value: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,46 +224,3 @@ def test_attention_of_this_backend_joins_the_rest_of_another(stories_draft: Path
     assert any(name.startswith("reference:") for name in chosen)
     expected = LLM(stories_draft, backend="reference", **options).generate("Once", sampling)  # type: ignore[arg-type]
     assert mixed.generate("Once", sampling).token_ids == expected.token_ids
-
-
-def test_a_native_launch_wraps_a_tensor_once_and_follows_pytorchs_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With Numba's side played by a recorder: what a GPU would be asked to do."""
-    native = pytest.importorskip("slotwise.backends.numba_cuda.native", reason="needs Numba-CUDA")
-    done: list[tuple[object, ...]] = []
-    stream = SimpleNamespace(cuda_stream=11)
-
-    class Wrapped:
-        """Numba's view of a tensor."""
-
-    class Recorder:
-        def compiled(self) -> Recorder:
-            return self
-
-        def specialize(self, *arguments: object) -> Recorder:
-            done.append(("compiled", *arguments))
-            return self
-
-        def __getitem__(self, configuration: tuple[object, ...]) -> Callable[..., None]:
-            done.append(("configured", *configuration))
-            return lambda *arguments: done.append(("launched", *arguments))
-
-    monkeypatch.setattr(native.cuda, "as_cuda_array", lambda tensor, sync: done.append(("wrapped", sync)) or Wrapped())
-    monkeypatch.setattr(native.cuda, "external_stream", lambda handle: f"stream {handle}")
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    native._stream.cache_clear()
-    x = torch.zeros(4)
-    first, second = (native.native_launch(Recorder(), (2, 3), 64, [x, 7]) for _ in range(2))
-    assert [event for event in done if event[0] == "wrapped"] == [("wrapped", False)]
-    assert sum(event[0] == "compiled" for event in done) == 2
-    done.clear()
-    first()
-    first()
-    stream.cuda_stream = 12  # a graph is captured on a stream of its own
-    first()
-    second()
-    native._stream.cache_clear()
-    kinds = [event[0] for event in done]
-    assert kinds == ["configured", "launched", "launched", "configured", "launched", "configured", "launched"]
-    assert done[0] == ("configured", (2, 3), 64, "stream 11")
-    assert done[3] == ("configured", (2, 3), 64, "stream 12")
-    assert done[1][2] == 7
