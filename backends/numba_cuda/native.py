@@ -63,7 +63,7 @@ def _parameters(arguments: Sequence[Any]) -> Iterator[Any]:
 
 
 def _function(specialised: Any, sizes: Sequence[int]) -> Any:
-    """The driver's handle of the one kernel in `specialised`, if its parameters have these sizes in bytes; else None."""
+    """The driver's handle of the one kernel in `specialised`, if its parameters are of these bytes; else None."""
     try:
         from cuda.bindings import driver
 
