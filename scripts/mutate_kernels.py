@@ -1,6 +1,6 @@
 """Breaks a GPU backend's kernels, one place at a time, and reports which breaks the tests notice.
 
-    .venv/bin/python scripts/mutate_kernels.py [--backend numba_cuda] [--sample N] [--seed S] [--file attention.py]
+    .venv/bin/python scripts/mutate_kernels.py [--backend numba_cuda] [--sample N] [--seed S] [--file attention.py [--line L]]
 
 A mutant is one change of one line inside a kernel or a function that kernels call: a mask dropped or let one further,
 an index shifted, a loop that ends a block early, a barrier left out, K and V swapped, a comparison or a sign turned.
@@ -219,6 +219,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=0, help="this many mutants, picked by the seed (0: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", choices=sorted(NUMBA_TESTS), help="the mutants of one file")
+    parser.add_argument("--line", type=int, action="append", help="the mutants of one line of the file")
     parser.add_argument("--limit", type=int, default=120, help="seconds a mutant may take")
     parsed = parser.parse_args()
     os.chdir(ROOT)
@@ -230,6 +231,7 @@ def main() -> int:
     files = [parsed.file] if parsed.file else list(SUBJECTS[parsed.backend].tests)
     files = [file for file in files if (folder_of(parsed.backend) / file).is_file()]
     chosen = [mutant for file in files for mutant in mutants(parsed.backend, file)]
+    chosen = [mutant for mutant in chosen if parsed.line is None or mutant.line in parsed.line]
     total = len(chosen)
     if 0 < parsed.sample < total:
         picked = sorted(random.Random(parsed.seed).sample(range(total), parsed.sample))

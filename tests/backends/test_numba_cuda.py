@@ -9,11 +9,13 @@ import torch
 
 from slotwise import LLM, Sampling
 from slotwise.backends.numba_cuda.attention import SPLIT, split_size
+from slotwise.backends.numba_cuda.linear_q import SPANS
 from slotwise.backends.numba_cuda.linear_rows import CHUNK, warps_for
 from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.contract import Case, Inputs
 from slotwise.core.ops import contract_of
 from slotwise.core.ops.attention import _paged
+from slotwise.core.quantise import SCHEMES, quantise
 from slotwise.core.specs import DType
 from slotwise.core.validate import call_of, case_inputs, cases_of, run_case
 
@@ -64,6 +66,13 @@ def _product(rows: int, inner: int, outputs: int) -> Case:
     return Case("more", (x, torch.randn(outputs, inner, generator=rng, dtype=torch.float64) / inner**0.5, None))
 
 
+def _quantised_product(rows: int, inner: int, outputs: int, scheme: str) -> tuple[Case, int]:
+    x, weight, _ = _product(rows, inner, outputs).inputs
+    assert weight is not None
+    bits = SCHEMES[scheme].bits
+    return Case("more", (x, *quantise(weight, scheme), None), {"bits": bits}), bits
+
+
 @pytest.mark.parametrize("window", [0, 300])
 def test_attention_over_several_splits_is_attention(window: int) -> None:
     _check("attention.split", _attention((3, 1, 0, 2), (2 * SPLIT + 1, SPLIT, 0, SPLIT + 1), window=window), DType.F32)
@@ -101,6 +110,9 @@ def test_rows_over_several_splits_keep_their_bits_alone() -> None:
         ("linear.rows", "k + 1 rows", DType.BF16),
         ("linear.rows", "odd sizes", DType.BF16),
         ("linear_gated.rows", "odd sizes, silu", DType.F32),
+        ("linear_q.rows", "odd sizes, int4 with offset, rows, bias", DType.BF16),
+        ("linear_gated_q.rows", "k + 1 rows, int8, rows, gelu_tanh", DType.F16),
+        ("linear_q.rows", "k + 1 rows, int4, rows, bias", DType.F32),
         ("rms_norm.rows", "ragged rows, offset 0", DType.F32),
     ],
 )
@@ -114,6 +126,28 @@ def test_rows_of_a_deep_product_keep_their_bits_whichever_tile_they_are_in() -> 
     case = _product(13, 1024, 40)
     _check("linear.rows", case, DType.BF16)
     _check_rows_alone("linear.rows", case, DType.BF16)
+
+
+@pytest.mark.parametrize(("scheme", "inner"), [("int8", 2048), ("int4", 4096)])
+def test_rows_of_a_deep_quantised_product_keep_their_bits_whichever_tile_they_are_in(scheme: str, inner: int) -> None:
+    case, bits = _quantised_product(9, inner, 24, scheme)
+    assert warps_for(24, inner, 8 * SPANS[bits]) > 4
+    _check("linear_q.rows", case, DType.BF16)
+    _check_rows_alone("linear_q.rows", case, DType.BF16)
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_codes_at_an_odd_place_in_memory_give_the_same_product(scheme: str, dtype: DType) -> None:
+    case, _ = _quantised_product(6, 96, 21, scheme)
+    kernel = NUMBA.kernel("linear_q.rows")
+    x, codes, *rest = case_inputs(contract_of("linear_q"), case, dtype, NUMBA.device)
+    assert codes is not None
+    held = torch.zeros(codes.numel() + 8, dtype=codes.dtype, device=NUMBA.device)
+    moved = held[3 : 3 + codes.numel()].view(codes.shape).copy_(codes)
+    expected = _launched(kernel, (x, codes, *rest), case)
+    assert (_launched(kernel, (x, moved, *rest), case) - expected).abs().max() < (0.05 if dtype is DType.BF16 else 1e-5)
+    assert expected.abs().max() > 1
 
 
 def test_warps_share_a_sum_only_while_each_has_two_chunks() -> None:
