@@ -1,6 +1,7 @@
 """Breaks a GPU backend's kernels, one place at a time, and reports which breaks the tests notice.
 
-    .venv/bin/python scripts/mutate_kernels.py [--backend numba_cuda] [--sample N] [--seed S] [--file attention.py [--line L]]
+    .venv/bin/python scripts/mutate_kernels.py [--backend numba_cuda] [--sample N] [--seed S]
+        [--file attention.py [--line L]]
 
 A mutant is one change of one line inside a kernel or a function that kernels call: a mask dropped or let one further,
 an index shifted, a loop that ends a block early, a barrier left out, K and V swapped, a comparison or a sign turned.
@@ -75,7 +76,7 @@ TESTS = {
     "linear_q.py": "_q or quantised",
     "rotary.py": "rotary or write_slots",
     "attention.py": "attention or write_slots or split or sequence",
-    "sampling.py": "greedy or sample or accept or draws or broken or judged",
+    "sampling.py": "greedy or sample or accept or draws or broken or judged or nan or mass",
     "filters.py": "filter or equal or broken",
     "noise.py": "sample or accept or draws",
 }
@@ -83,6 +84,8 @@ TESTS = {
 EQUIVALENT: dict[str, str] = {
     "filters.py:token = tl.minimum(token, tl.min(tl.where((values == highest) & (index < size), index, size), axis=0))"
     " | a bound widened": "the index `size` gives `size`, which is what is given otherwise",
+    "attention.py:for start in range(begin, end, teams): | a round too many": "its keys are at `end` or beyond, where "
+    "nothing is read or summed",
 }
 """`file:line | change` -> why no test can see it."""
 

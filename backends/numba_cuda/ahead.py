@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from slotwise.backends.numba_cuda.launch import Scratch, Step, array_type, steps_of
+from slotwise.backends.gpu_kernels import Scratch
+from slotwise.backends.numba_cuda.launch import Step, array_type, steps_of
 from slotwise.core.backend import CallSpec
 from slotwise.core.errors import BackendError
 from slotwise.core.machine_code import MachineCode

@@ -59,7 +59,7 @@ def _parameters(arguments: Sequence[Any]) -> Iterator[Any]:
             count, item = value.numel(), value.element_size()
             yield from map(ctypes.c_int64, (0, 0, count, item, value.data_ptr(), count, item))
         else:
-            yield ctypes.c_float(value) if isinstance(value, np.float32) else ctypes.c_int64(int(value))
+            yield ctypes.c_float(float(value)) if isinstance(value, np.float32) else ctypes.c_int64(int(value))
 
 
 def _function(specialised: Any, sizes: Sequence[int]) -> Any:

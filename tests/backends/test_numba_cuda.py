@@ -32,7 +32,7 @@ def _launched(kernel: Kernel, inputs: Inputs, case: Case) -> torch.Tensor:
     inputs = tuple(None if value is None else value.to(NUMBA.device) for value in inputs)
     call = call_of(contract_of(kernel.op), inputs, case.attrs)
     (spec,) = call.outputs
-    out = torch.empty(spec.sizes(), dtype=spec.dtype.torch, device=NUMBA.device)
+    out = torch.full(spec.sizes(), torch.nan, dtype=spec.dtype.torch, device=NUMBA.device)  # none may be left
     scratch = torch.full((kernel.workspace(call),), 0xFF, dtype=torch.uint8, device=NUMBA.device)
     kernel.bind(inputs, (out,), call.attrs, scratch)()
     return out
@@ -238,6 +238,57 @@ def test_equal_tokens_are_kept_from_the_lowest_up() -> None:
         count = int(kept[row].sum())
         assert kept[row].nonzero().flatten().tolist() == list(range(count))
         assert abs(count - expected) <= 1
+
+
+def _acceptance(target: torch.Tensor, draft: torch.Tensor, drafted: int) -> Case:
+    """Sequences of one draft each; `target` and `draft` are a row of scores for each, the token after it is any."""
+    count, size = target.shape
+    rng = torch.Generator().manual_seed(11)
+    after = torch.randn(count, size, generator=rng, dtype=torch.float64)
+    rows = [torch.stack((scores, after), 1).reshape(2 * count, size) for scores in (target, draft)]
+    token_ids = torch.full((2 * count,), drafted, dtype=torch.int32)
+    starts = torch.arange(0, 2 * count + 1, 2, dtype=torch.int32)
+    keys = torch.randint(-(2**62), 2**62, (2 * count,), generator=rng), torch.arange(2 * count, dtype=torch.int32)
+    return Case("wide", (*rows, token_ids, starts, *keys))
+
+
+def test_mass_anywhere_in_a_wide_row_decides_about_a_draft() -> None:
+    """One token beside the draft holds nearly all mass: forget it, and an unlikely draft looks certain."""
+    drafted, size = 300, 600  # more tokens than two rounds of a block
+    places = [0, 1, 255, 256, 511, 512, 599] * 4
+    unlikely = torch.full((len(places), size), -30.0, dtype=torch.float64)
+    unlikely[range(len(places)), places] = 3.0
+    unlikely[:, drafted] = 0.0
+    certain = torch.full((len(places), size), -30.0, dtype=torch.float64)
+    certain[:, drafted], certain[:, 7] = 0.0, -0.5
+    _check("accept_rejection.sequences", _acceptance(unlikely, certain, drafted), DType.F32)
+    _check("accept_rejection.sequences", _acceptance(certain, unlikely, drafted), DType.F32)
+
+
+def test_a_nan_anywhere_in_a_wide_row_ends_the_run_there() -> None:
+    target = torch.randn(6, 600, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    target[range(5), [0, 5, 256, 300, 599]] = torch.nan
+    case = _acceptance(target, target.nan_to_num(0.0), 300)
+    _check("accept_rejection.sequences", case, DType.F32)
+    _, _, ok = contract_of("accept_rejection").function(*case.inputs)
+    assert ok.tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("bad", [0, 2, 1023, 4095, 4098, 8999])
+def test_a_nan_anywhere_in_a_row_of_many_pieces_is_seen(bad: int) -> None:
+    scores = torch.randn(2, 9000, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    scores[1, bad] = torch.nan
+    tokens, ok = (torch.zeros(2, dtype=kind, device=NUMBA.device) for kind in (torch.int32, torch.bool))
+    scratch = torch.zeros(4096, dtype=torch.uint8, device=NUMBA.device)
+    NUMBA.kernel("greedy.pieces").bind((scores.float().to(NUMBA.device),), (tokens, ok), {}, scratch)()
+    assert ok.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("count", [8, 520, 1024, 1032])
+def test_gates_that_end_anywhere_in_a_block_are_all_there(count: int) -> None:
+    rng = torch.Generator().manual_seed(count)
+    gate, up = (torch.randn(1, count, generator=rng, dtype=torch.float64) for _ in range(2))
+    _check("gated_activation.flat", Case("gates", (gate, up), {"activation": "silu"}), DType.BF16)
 
 
 @pytest.mark.parametrize("stream", [0, 3])

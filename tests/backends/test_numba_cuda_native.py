@@ -107,6 +107,18 @@ def test_parameters_are_those_that_numba_cuda_passes() -> None:
         assert [type(p) for p in ours[7:]] == [type(p) for p in expected[7:]]
 
 
+def test_numba_cuda_shows_the_kernel_that_a_prepared_launch_needs() -> None:
+    """Of the version installed here; with another, launches are Numba-CUDA's own, and slower."""
+    from numba.cuda import codegen, dispatcher
+    from numba.cuda.cudadrv.driver import CudaPythonFunction
+
+    core = pytest.importorskip("cuda.core")
+    assert isinstance(dispatcher._Kernel.library, property)
+    assert callable(codegen.CUDACodeLibrary.get_cufunc)
+    assert "kernel" in CudaPythonFunction.__slots__
+    assert {"arguments_info", "handle"} <= set(dir(core.Kernel))
+
+
 @pytest.mark.parametrize(("op", "kernel"), [("add", "add.flat"), ("rms_norm", "rms_norm.rows")])
 def test_parameters_have_the_sizes_that_the_ptx_declares(op: str, kernel: str) -> None:
     ahead = pytest.importorskip("slotwise.backends.numba_cuda.ahead")
