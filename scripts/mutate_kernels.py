@@ -73,7 +73,7 @@ TESTS = {
     "embedding.py": "embedding or take_rows",
     "norm.py": "add or norm",
     "linear.py": "linear or logits or gated or product or parts",
-    "linear_q.py": "_q or quantised",
+    "linear_q.py": "_q or quantised or codes",
     "rotary.py": "rotary or write_slots",
     "attention.py": "attention or write_slots or split or sequence",
     "sampling.py": "greedy or sample or accept or draws or broken or judged or nan or mass",
@@ -86,6 +86,8 @@ EQUIVALENT: dict[str, str] = {
     " | a bound widened": "the index `size` gives `size`, which is what is given otherwise",
     "attention.py:for start in range(begin, end, teams): | a round too many": "its keys are at `end` or beyond, where "
     "nothing is read or summed",
+    "linear_rows.py:for start in range(warp * CHUNK, inner, step): | a round too many": "beyond K all is zeros",
+    "linear_q.py:for start in range(warp * chunk, inner, step): | a round too many": "beyond K all is zeros",
 }
 """`file:line | change` -> why no test can see it."""
 

@@ -285,7 +285,7 @@ def test_a_nan_anywhere_in_a_row_of_many_pieces_is_seen(bad: int) -> None:
 
 
 @pytest.mark.parametrize("count", [8, 520, 1024, 1032])
-def test_gates_that_end_anywhere_in_a_block_are_all_there(count: int) -> None:
+def test_gated_rows_that_end_anywhere_in_a_block_are_all_there(count: int) -> None:
     rng = torch.Generator().manual_seed(count)
     gate, up = (torch.randn(1, count, generator=rng, dtype=torch.float64) for _ in range(2))
     _check("gated_activation.flat", Case("gates", (gate, up), {"activation": "silu"}), DType.BF16)
