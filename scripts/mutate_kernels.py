@@ -88,6 +88,8 @@ EQUIVALENT: dict[str, str] = {
     "nothing is read or summed",
     "linear_rows.py:for start in range(warp * CHUNK, inner, step): | a round too many": "beyond K all is zeros",
     "linear_q.py:for start in range(warp * chunk, inner, step): | a round too many": "beyond K all is zeros",
+    "linear.py:lane = cuda.threadIdx.x % lanes | an index shifted": "lanes of a group change places; all get its sum",
+    "linear_q.py:lane = cuda.threadIdx.x % lanes | an index shifted": "lanes of a group change places; all get its sum",
 }
 """`file:line | change` -> why no test can see it."""
 
