@@ -1,6 +1,7 @@
 """Breaks a GPU backend's kernels, one place at a time, and reports which breaks the tests notice.
 
-    .venv/bin/python scripts/mutate_kernels.py [--backend numba_cuda] [--sample N] [--seed S] [--file attention.py]
+    .venv/bin/python scripts/mutate_kernels.py [--backend numba_cuda] [--sample N] [--seed S]
+        [--file attention.py [--line L]]
 
 A mutant is one change of one line inside a kernel or a function that kernels call: a mask dropped or let one further,
 an index shifted, a loop that ends a block early, a barrier left out, K and V swapped, a comparison or a sign turned.
@@ -80,10 +81,10 @@ TESTS = {
     "embedding.py": "embedding or take_rows",
     "norm.py": "add or norm",
     "linear.py": "linear or logits or gated or product or parts",
-    "linear_q.py": "_q or quantised",
+    "linear_q.py": "_q or quantised or codes",
     "rotary.py": "rotary or write_slots",
     "attention.py": "attention or write_slots or split or sequence",
-    "sampling.py": "greedy or sample or accept or draws or broken or judged",
+    "sampling.py": "greedy or sample or accept or draws or broken or judged or nan or mass",
     "filters.py": "filter or equal or broken",
     "noise.py": "sample or accept or draws",
 }
@@ -91,6 +92,12 @@ TESTS = {
 EQUIVALENT: dict[str, str] = {
     "filters.py:token = tl.minimum(token, tl.min(tl.where((values == highest) & (index < size), index, size), axis=0))"
     " | a bound widened": "the index `size` gives `size`, which is what is given otherwise",
+    "attention.py:for start in range(begin, end, teams): | a round too many": "its keys are at `end` or beyond, where "
+    "nothing is read or summed",
+    "linear_rows.py:for start in range(warp * CHUNK, inner, step): | a round too many": "beyond K all is zeros",
+    "linear_q.py:for start in range(warp * chunk, inner, step): | a round too many": "beyond K all is zeros",
+    "linear.py:lane = cuda.threadIdx.x % lanes | an index shifted": "lanes of a group change places; all get its sum",
+    "linear_q.py:lane = cuda.threadIdx.x % lanes | an index shifted": "lanes of a group change places; all get its sum",
 }
 """`file:line | change` -> why no test can see it."""
 
@@ -227,6 +234,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=0, help="this many mutants, picked by the seed (0: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", choices=sorted(NUMBA_TESTS), help="the mutants of one file")
+    parser.add_argument("--line", type=int, action="append", help="the mutants of one line of the file")
     parser.add_argument("--limit", type=int, default=120, help="seconds a mutant may take")
     parsed = parser.parse_args()
     os.chdir(ROOT)
@@ -238,6 +246,7 @@ def main() -> int:
     files = [parsed.file] if parsed.file else list(SUBJECTS[parsed.backend].tests)
     files = [file for file in files if (folder_of(parsed.backend) / file).is_file()]
     chosen = [mutant for file in files for mutant in mutants(parsed.backend, file)]
+    chosen = [mutant for mutant in chosen if parsed.line is None or mutant.line in parsed.line]
     total = len(chosen)
     if 0 < parsed.sample < total:
         picked = sorted(random.Random(parsed.seed).sample(range(total), parsed.sample))

@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 
 from slotwise.backends.cuda_triton.configurations import configure
-from slotwise.backends.cuda_triton.launch import ALIGNMENT, Scratch, Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Step, triton_kernel
 from slotwise.backends.cuda_triton.linear import bounded_tanh
 from slotwise.backends.cuda_triton.rotary import copy_head
+from slotwise.backends.gpu_kernels import Scratch, aligned_size
 from slotwise.core.backend import CallSpec
 from slotwise.core.specs import DType
 
@@ -172,11 +173,7 @@ def _arrays(call: CallSpec) -> tuple[int, int, int]:
     dims, keys = _dims(call), _keys(call)
     splits = triton.cdiv(keys, split_size(keys))
     parts = dims["T"] * dims["Hq"] * splits
-    return _aligned(parts * dims["D"] * 4), _aligned(parts * 4), splits
-
-
-def _aligned(size: int) -> int:
-    return int(triton.cdiv(size, ALIGNMENT)) * ALIGNMENT
+    return aligned_size(parts * dims["D"] * 4), aligned_size(parts * 4), splits
 
 
 def _split(call: CallSpec, generation: str) -> tuple[Step, ...]:

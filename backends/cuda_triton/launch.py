@@ -1,6 +1,6 @@
 """From an op's call to launches of Triton functions.
 
-Owns `Step`, `Scratch` and `triton_kernel`. What always holds: the steps of a call follow from its specs and the table
+Owns `Step` and `triton_kernel`. What always holds: the steps of a call follow from its specs and the table
 of configurations alone, so what the audit compiles is what runs; memory and the order of every sum follow from shapes
 and never from the table, so tuning changes no bit and no plan. Tensors on a GPU launch natively, tensors on a CPU run
 in Triton's interpreter.
@@ -17,23 +17,8 @@ import torch
 from triton.runtime.jit import JITFunction
 
 from slotwise.backends.cuda_triton.configurations import INTERPRETER, Configuration, generation_of
-from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors, wants_rows
-from slotwise.core.graph import Attr
-from slotwise.core.ops import contract_of
-from slotwise.core.specs import DType, TensorSpec
-
-ALIGNMENT = 256
-"""Bytes: where each scratch array starts."""
-
-FLOATS = (DType.F32, DType.F16, DType.BF16)
-
-
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """An array in the call's workspace, `offset` bytes from its start."""
-
-    offset: int
-    dtype: DType
+from slotwise.backends.gpu_kernels import Given, Scratch, gpu_kernel
+from slotwise.core.backend import CallSpec, Kernel, Launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +64,11 @@ def triton_kernel(
 ) -> Kernel:
     """The kernel `<op>.<kind>`. `steps` stays reachable through `steps_of`, for the audit and the tuner."""
 
-    def why_not(call: CallSpec) -> str | None:
-        if call.dtype not in FLOATS:
-            return f"it computes in f32, f16 or bf16, not in {call.dtype.value}"
-        return wants_rows(call) or (None if refuses is None else refuses(call))
+    def launches(call: CallSpec, given: Given, scratch: torch.Tensor | None) -> list[Launch]:
+        generation = generation_of(next(value.device for value in given.values() if value is not None))
+        return [_launch(step, given, scratch, generation) for step in steps(call, generation) if all(step.grid)]
 
-    bind = functools.partial(_bind, op, steps)
-    kernel = Kernel(op, f"{op}.{kind}", bind, why_not, invariant_rows, workspace or (lambda _: 0))
+    kernel = gpu_kernel(op, kind, launches, invariant_rows=invariant_rows, refuses=refuses, workspace=workspace)
     _STEPS[kernel.name] = steps
     return kernel
 
@@ -98,54 +81,13 @@ def steps_of(kernel: str) -> Steps:
     return _STEPS[kernel]
 
 
-def _bind(
-    op: str,
-    steps: Steps,
-    inputs: Tensors,
-    outputs: tuple[torch.Tensor, ...],
-    attrs: Mapping[str, Attr],
-    workspace: torch.Tensor | None,
-) -> Launch:
-    contract = contract_of(op)
-    names = [argument.name for argument in (*contract.inputs, *contract.outputs)]
-    given = dict(zip(names, (*inputs, *outputs), strict=True))
-    call = call_of(op, inputs, outputs, attrs)
-    device = outputs[0].device if outputs else next(value.device for value in inputs if value is not None)
-    generation = generation_of(device)
-    launches = [_launch(step, given, workspace, generation) for step in steps(call, generation) if all(step.grid)]
-    if len(launches) == 1:
-        return launches[0]
-
-    def launch() -> None:
-        for each in launches:
-            each()
-
-    return launch
-
-
-def call_of(op: str, inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr]) -> CallSpec:
-    """The call that these tensors make."""
-
-    def spec(value: torch.Tensor) -> TensorSpec:
-        return TensorSpec(DType.of(value), tuple(value.shape))
-
-    return CallSpec(op, tuple(None if v is None else spec(v) for v in inputs), tuple(map(spec, outputs)), attrs)
-
-
-def _launch(
-    step: Step, given: Mapping[str, torch.Tensor | None], workspace: torch.Tensor | None, generation: str
-) -> Launch:
+def _launch(step: Step, given: Given, workspace: torch.Tensor | None, generation: str) -> Launch:
     arguments: dict[str, object] = {}
     for name, value, constant in step.parameters():
         if constant or not isinstance(value, (str, Scratch)):
             arguments[name] = value
-        elif isinstance(value, str):
-            arguments[name] = given[value]
         else:
-            assert workspace is not None  # a kernel with scratch arrays declares its workspace
-            arguments[name] = (
-                workspace[value.offset :].view(torch.uint8)[: _whole(workspace, value)].view(value.dtype.torch)
-            )
+            arguments[name] = given[value] if isinstance(value, str) else value.within(workspace)
     if generation == INTERPRETER:
         from slotwise.backends.cuda_triton.interpreter import interpret  # a GPU needs nothing of Triton's interpreter
 
@@ -157,8 +99,3 @@ def _launch(
         num_warps=step.configuration.num_warps,
         num_stages=step.configuration.num_stages,
     )
-
-
-def _whole(workspace: torch.Tensor, scratch: Scratch) -> int:
-    """Bytes from the scratch array's start to the workspace's end, in whole elements."""
-    return (workspace.numel() - scratch.offset) // scratch.dtype.itemsize * scratch.dtype.itemsize

@@ -14,8 +14,9 @@ import triton.language as tl
 
 from slotwise.backends.cuda_triton.configurations import configure
 from slotwise.backends.cuda_triton.filters import filter_rows
-from slotwise.backends.cuda_triton.launch import ALIGNMENT, Scratch, Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Step, triton_kernel
 from slotwise.backends.cuda_triton.noise import gumbel_noise, uniform_noise
+from slotwise.backends.gpu_kernels import Scratch, aligned_size
 from slotwise.core.backend import CallSpec
 from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET
 from slotwise.core.specs import DType
@@ -177,7 +178,7 @@ def _draw(call: CallSpec, generation: str) -> tuple[Step, ...]:
     rows, size = _scores(call)
     noisy = call.op == "sample"
     pieces = triton.cdiv(size, PIECE)
-    span = triton.cdiv(rows * pieces * 4, ALIGNMENT) * ALIGNMENT
+    span = aligned_size(rows * pieces * 4)
     parts: dict[str, str | Scratch | None] = {
         "best_value": Scratch(0, DType.F32),
         "best_token": Scratch(span, DType.I32),
@@ -213,7 +214,7 @@ def _scores(call: CallSpec) -> tuple[int, int]:
 
 def _draw_workspace(call: CallSpec) -> int:
     rows, size = _scores(call)
-    return int(3 * triton.cdiv(rows * triton.cdiv(size, PIECE) * 4, ALIGNMENT) * ALIGNMENT)
+    return 3 * aligned_size(rows * triton.cdiv(size, PIECE) * 4)
 
 
 def _count(call: CallSpec, generation: str) -> tuple[Step, ...]:

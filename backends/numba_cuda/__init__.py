@@ -11,7 +11,7 @@ import importlib.util
 import torch
 
 from slotwise.backends import cuda_graphs
-from slotwise.backends.numba_cuda import attention, embedding, linear, norm, rotary, sampling
+from slotwise.backends.numba_cuda import attention, embedding, linear, linear_q, norm, rotary, sampling
 from slotwise.core.backend import Backend
 
 OLDEST = (8, 0)
@@ -35,6 +35,7 @@ BACKEND = Backend(
         *embedding.KERNELS,
         *norm.KERNELS,
         *linear.KERNELS,
+        *linear_q.KERNELS,
         *rotary.KERNELS,
         *attention.KERNELS,
         *sampling.KERNELS,

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from slotwise.backends.numba_cuda.launch import Scratch, Step, array_type, steps_of
+from slotwise.backends.gpu_kernels import Scratch
+from slotwise.backends.numba_cuda.launch import Step, array_type, steps_of
 from slotwise.core.backend import CallSpec
 from slotwise.core.errors import BackendError
 from slotwise.core.machine_code import MachineCode
@@ -40,13 +41,13 @@ def compile_call(kernel: str, call: CallSpec, generation: str) -> Iterator[Machi
             call.dtype.value,
             f"{step.threads} threads",
             generation,
-            _cubin(step.kernel, _types_of(step, call), generation),
+            _cubin(step.kernel, types_of(step, call), generation),
             step.threads,
             0,
         )
 
 
-def _types_of(step: Step, call: CallSpec) -> tuple[str, ...]:
+def types_of(step: Step, call: CallSpec) -> tuple[str, ...]:
     """What each argument is: a numpy type's name, and `[]` behind it for an array."""
     contract = call.contract
     names = (argument.name for argument in (*contract.inputs, *contract.outputs))
@@ -66,9 +67,18 @@ def _types_of(step: Step, call: CallSpec) -> tuple[str, ...]:
 
 @functools.cache
 def _cubin(kernel: Any, types: tuple[str, ...], generation: str) -> bytes:
+    ptx = ptx_of(kernel, types, generation)
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    linked = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=generation)).link("cubin")
+    return bytes(linked.code)
+
+
+def ptx_of(kernel: Any, types: tuple[str, ...], generation: str) -> str:
+    """What Numba-CUDA compiles `kernel` to, for arguments of these types (`types_of`); raises as `compile_call`."""
     try:
-        from cuda.core import Linker, LinkerOptions, ObjectCode
-        from numba import cuda
+        import cuda.core  # noqa: F401  (comes with the compilers)
+        from numba import cuda as numba_cuda
         from numba.cuda import dispatcher
         from numba.cuda import types as numba_types
     except ImportError as error:
@@ -88,8 +98,7 @@ def _cubin(kernel: Any, types: tuple[str, ...], generation: str) -> bytes:
     at_hand = dispatcher.get_current_device
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     try:
-        ptx, _ = cuda.compile_ptx(kernel.function(), signature, cc=capability, **kernel.options)
+        ptx: str = numba_cuda.compile_ptx(kernel.function(), signature, cc=capability, **kernel.options)[0]
     finally:
         dispatcher.get_current_device = at_hand
-    linked = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=generation)).link("cubin")
-    return bytes(linked.code)
+    return ptx

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from slotwise.backends.gpu_kernels import Scratch, aligned_size
 from slotwise.backends.numba_cuda.activation import bounded_tanh
 from slotwise.backends.numba_cuda.attention_tiles import THREADS as TILE_THREADS
 from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, parts_for
 from slotwise.backends.numba_cuda.blocks import ALL, LEAST, WARP, ZERO, greater
 from slotwise.backends.numba_cuda.elements import NONE, PACK, add, dot, each, elements_of, keep, kept, share
 from slotwise.backends.numba_cuda.elements import scale as times
-from slotwise.backends.numba_cuda.launch import Scratch, Step, aligned_size, cuda_kernel, dims_of
+from slotwise.backends.numba_cuda.launch import Step, cuda_kernel, dims_of
 from slotwise.backends.numba_cuda.linear import lane_sum
 from slotwise.backends.numba_cuda.rotary import is_last_writer
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel

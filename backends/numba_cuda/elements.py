@@ -30,6 +30,8 @@ ARRAYS = {
     DType.I32: np.int32,
     DType.I64: np.int64,
     DType.BOOL: np.uint8,
+    DType.I8: np.uint8,
+    DType.U8: np.uint8,
 }
 """What a tensor of each dtype is to a kernel."""
 
@@ -112,9 +114,32 @@ def load_8_f32(active, array, index):
 
 @intrinsic(numba=assembly.load_words, memory="r")
 def load_words(active, array, index):
-    """16 bytes of a uint16 array as four uint32 words, the earlier element in a word's lower half."""
-    parts = [part.astype(np.uint32) for part in active.load_vector(array, index, PACK)]
-    return tuple(parts[i] | (parts[i + 1] << np.uint32(16)) for i in range(0, PACK, 2))
+    """16 bytes of a uint16 or uint8 array as four uint32 words, the earlier element in the lower bits."""
+    parts = active.load_vector(array, index, 16 // array.itemsize)
+    return tuple(np.ascontiguousarray(np.stack(parts, -1)).view(np.uint32).T)
+
+
+def _bytes_of(word):
+    """The four bytes of a uint32, lowest first, as numpy arrays."""
+    return tuple((np.asarray(word, np.uint32) >> np.uint32(shift)) & np.uint32(255) for shift in (0, 8, 16, 24))
+
+
+@intrinsic(numba=assembly.signed_codes)
+def signed_codes(active, word):
+    """A word's four bytes, lowest first, as signed numbers in float32."""
+    return tuple(part.astype(np.uint8).view(np.int8).astype(np.float32) for part in _bytes_of(word))
+
+
+@intrinsic(numba=assembly.low_codes)
+def low_codes(active, word):
+    """The lower halves of a word's four bytes, lowest byte first, as float32: 0 to 15."""
+    return tuple((part & np.uint32(15)).astype(np.float32) for part in _bytes_of(word))
+
+
+@intrinsic(numba=assembly.high_codes)
+def high_codes(active, word):
+    """The upper halves of a word's four bytes, lowest byte first, as float32: 0 to 15."""
+    return tuple((part >> np.uint32(4)).astype(np.float32) for part in _bytes_of(word))
 
 
 @intrinsic(numba=assembly.store_8_bf16, memory="w")

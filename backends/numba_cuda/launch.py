@@ -1,43 +1,27 @@
 """From an op's call to launches of Numba-CUDA kernels.
 
-Owns `Step`, `Scratch` and `cuda_kernel`. What always holds: the steps of a call follow from its specs and from whether
+Owns `Step` and `cuda_kernel`. What always holds: the steps of a call follow from its specs and from whether
 its tensors are aligned, so what the audit compiles is what runs; a launch's arguments are made once, when it is bound.
 Tensors on a GPU launch natively, on PyTorch's current stream; tensors on a CPU run in the simulator.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from slotwise.backends.gpu_kernels import Given, Scratch, gpu_kernel
 from slotwise.backends.numba_cuda.elements import ARRAYS
-from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors, wants_rows
+from slotwise.core.backend import CallSpec, Kernel, Launch
 from slotwise.core.errors import BackendError
-from slotwise.core.graph import Attr
-from slotwise.core.ops import contract_of
-from slotwise.core.specs import DType, TensorSpec
-
-ALIGNMENT = 256
-"""Bytes: where each scratch array starts."""
+from slotwise.core.specs import DType
 
 VECTOR = 16
 """Bytes of the widest access: where a tensor must start to be read so."""
-
-FLOATS = (DType.F32, DType.F16, DType.BF16)
-
-
-@dataclass(frozen=True, slots=True)
-class Scratch:
-    """An array in the call's workspace, `offset` bytes from its start."""
-
-    offset: int
-    dtype: DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +53,12 @@ def cuda_kernel(
 ) -> Kernel:
     """The kernel `<op>.<kind>`. `steps` stays reachable through `steps_of`, for the audit."""
 
-    def why_not(call: CallSpec) -> str | None:
-        if call.dtype not in FLOATS:
-            return f"it computes in f32, f16 or bf16, not in {call.dtype.value}"
-        return wants_rows(call) or (None if refuses is None else refuses(call))
+    def launches(call: CallSpec, given: Given, scratch: torch.Tensor | None) -> list[Launch]:
+        tensors = [value for value in given.values() if value is not None and value.numel()]
+        aligned = all(value.data_ptr() % VECTOR == 0 for value in tensors)
+        return [_launch(step, given, scratch) for step in steps(call, aligned) if all(step.grid)]
 
-    bind = functools.partial(_bind, op, steps)
-    kernel = Kernel(op, f"{op}.{kind}", bind, why_not, invariant_rows, workspace or (lambda _: 0))
+    kernel = gpu_kernel(op, kind, launches, invariant_rows=invariant_rows, refuses=refuses, workspace=workspace)
     _STEPS[kernel.name] = steps
     return kernel
 
@@ -93,53 +76,15 @@ def dims_of(call: CallSpec) -> dict[str, int]:
     return {n: s for n, s in call.contract.match(call.inputs, call.attrs)[0].items() if isinstance(s, int)}
 
 
-def aligned_size(size: int) -> int:
-    """`size` bytes, rounded up so that another scratch array can follow."""
-    return math.ceil(size / ALIGNMENT) * ALIGNMENT
-
-
-def _bind(
-    op: str,
-    steps: Steps,
-    inputs: Tensors,
-    outputs: tuple[torch.Tensor, ...],
-    attrs: Mapping[str, Attr],
-    workspace: torch.Tensor | None,
-) -> Launch:
-    contract = contract_of(op)
-    names = [argument.name for argument in (*contract.inputs, *contract.outputs)]
-    given = {n: v for n, v in zip(names, (*inputs, *outputs), strict=True) if v is not None}
-    call = call_of(op, inputs, outputs, attrs)
-    aligned = all(value.data_ptr() % VECTOR == 0 for value in given.values() if value.numel())
-    launches = [_launch(step, given, workspace) for step in steps(call, aligned) if all(step.grid)]
-    if len(launches) == 1:
-        return launches[0]
-
-    def launch() -> None:
-        for each in launches:
-            each()
-
-    return launch
-
-
-def call_of(op: str, inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr]) -> CallSpec:
-    """The call that these tensors make."""
-
-    def spec(value: torch.Tensor) -> TensorSpec:
-        return TensorSpec(DType.of(value), tuple(value.shape))
-
-    return CallSpec(op, tuple(None if v is None else spec(v) for v in inputs), tuple(map(spec, outputs)), attrs)
-
-
-def _launch(step: Step, given: Mapping[str, torch.Tensor], workspace: torch.Tensor | None) -> Launch:
+def _launch(step: Step, given: Given, workspace: torch.Tensor | None) -> Launch:
     arguments: list[Any] = []
     for value in step.arguments:
         if isinstance(value, str):
-            arguments.append(_flat(given[value]))
+            tensor = given[value]
+            assert tensor is not None  # a kernel names the arguments that its call has
+            arguments.append(_flat(tensor))
         elif isinstance(value, Scratch):
-            assert workspace is not None  # a kernel with scratch arrays declares its workspace
-            size = (workspace.numel() - value.offset) // value.dtype.itemsize * value.dtype.itemsize
-            arguments.append(workspace[value.offset : value.offset + size].view(value.dtype.torch))
+            arguments.append(value.within(workspace))
         else:
             arguments.append(np.float32(value) if isinstance(value, float) else np.int64(value))
     if any(isinstance(value, torch.Tensor) and value.is_cuda for value in arguments):
@@ -151,7 +96,7 @@ def _launch(step: Step, given: Mapping[str, torch.Tensor], workspace: torch.Tens
     return prepared
 
 
-_VIEWS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16, torch.bool: torch.uint8}
+_VIEWS = {torch.bfloat16: torch.uint16, torch.float16: torch.uint16, torch.bool: torch.uint8, torch.int8: torch.uint8}
 
 
 def _flat(value: torch.Tensor) -> torch.Tensor:

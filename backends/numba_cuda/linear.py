@@ -19,7 +19,7 @@ import numpy as np
 
 from slotwise.backends.numba_cuda import elements
 from slotwise.backends.numba_cuda.activation import activation_of, bounded_tanh
-from slotwise.backends.numba_cuda.blocks import ALL, WARP
+from slotwise.backends.numba_cuda.blocks import ALL, WARP, ZERO
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
 from slotwise.backends.numba_cuda.linear_rows import (
@@ -64,39 +64,42 @@ class Product:
         return self.op == "linear_gated"
 
 
-_OUTPUTS = {
+RESULTS = {
     "linear": ("y",) * 3,
     "linear_heads": ("y",) * 3,
     "linear_qkv": ("q", "k", "v"),
     "linear_gated": ("y",) * 3,
     "logits": ("logits",) * 3,
 }
+"""Each op -> the names of its three results, or the one of its only result three times."""
 
 
 def product_of(call: CallSpec, aligned: bool) -> tuple[int, Product]:
-    """The call's rows and everything else about it."""
-    x, weight = call.inputs[0], call.inputs[1]
+    """The call's rows and everything else about it; of a quantised weight's product, what the float op fixes."""
+    op = call.op.removesuffix("_q")
+    x, weight = call.inputs[:2]
     assert x is not None
     assert weight is not None
+    names = [argument.name for argument in call.contract.inputs]
     rows, inner = x.sizes()
     head_dim = int(call.attrs.get("head_dim", 1))
     return rows, Product(
-        op=call.op,
+        op=op,
         dtype=call.dtype,
-        outputs=weight.sizes()[0] // (2 if call.op == "linear_gated" else 1),
+        outputs=weight.sizes()[0] // (2 if op == "linear_gated" else 1),
         inner=inner,
-        biased=len(call.inputs) == 3 and call.inputs[2] is not None,
+        biased=dict(zip(names, call.inputs, strict=False)).get("bias") is not None,
         softcap=float(call.attrs.get("softcap", 0.0)),
         activation=str(call.attrs.get("activation", "")),
-        first_width=int(call.attrs.get("q_heads", 1)) * head_dim if call.op == "linear_qkv" else 0,
-        other_width=int(call.attrs.get("kv_heads", 1)) * head_dim if call.op == "linear_qkv" else 0,
+        first_width=int(call.attrs.get("q_heads", 1)) * head_dim if op == "linear_qkv" else 0,
+        other_width=int(call.attrs.get("kv_heads", 1)) * head_dim if op == "linear_qkv" else 0,
         vector=aligned and inner % PACK == 0,
     )
 
 
 def operands(of: Product) -> tuple[str, ...]:
     """The names of x, weight, bias (or what stands in for none) and the three results."""
-    return ("x", "weight", "bias" if of.biased else "weight", *_OUTPUTS[of.op])
+    return ("x", "weight", "bias" if of.biased else "weight", *RESULTS[of.op])
 
 
 @functools.cache
@@ -159,12 +162,28 @@ def lane_sum(lanes: int) -> Any:
 
 
 @functools.cache
+def lanes_to_outputs(of: Product, rows: int, lanes: int) -> Any:
+    """`finish_lanes(...)`: sums of `lanes` neighbouring lanes for `rows` rows of a column, and what follows, stored."""
+    finish, summed, outputs, gated = finisher(of), lane_sum(lanes), of.outputs, of.gated
+
+    @device
+    def finish_lanes(sums, ups, first, column, bias, out, second, third, count):
+        for r in range(rows):
+            value = summed(sums[r])
+            up = summed(ups[r]) if gated else ZERO
+            if cuda.threadIdx.x % lanes == 0 and column < outputs and first + r < count:
+                finish(first + r, column, value, up, bias, out, second, third)
+
+    return finish_lanes
+
+
+@functools.cache
 def multiply_rows(of: Product, rows: int) -> Any:
     """`rows` rows of x [T, K] times weight [N, K] transposed: a group of lanes sums one output of each row."""
     load, dot = elements_of(of.dtype, of.vector).load, elements.dot
-    finish, lanes = finisher(of), lanes_for(of.inner)
-    summed, groups = lane_sum(lanes), THREADS // lanes
-    inner, outputs, gated, zero = of.inner, of.outputs, of.gated, np.float32(0)
+    lanes = lanes_for(of.inner)
+    finish_lanes, groups = lanes_to_outputs(of, rows, lanes), THREADS // lanes
+    inner, outputs, gated = of.inner, of.outputs, of.gated
     step, up_start = lanes * PACK, of.outputs * of.inner
 
     @kernel
@@ -175,8 +194,8 @@ def multiply_rows(of: Product, rows: int) -> Any:
         column = cuda.blockIdx.x * groups + cuda.threadIdx.x // lanes
         first = cuda.blockIdx.y * rows
         for r in range(rows):
-            sums[r] = zero
-            ups[r] = zero
+            sums[r] = ZERO
+            ups[r] = ZERO
         if column < outputs:
             for k in range(lane * PACK, inner, step):
                 left = inner - k
@@ -189,11 +208,7 @@ def multiply_rows(of: Product, rows: int) -> Any:
                         sums[r] = dot(sums[r], values, weights)
                         if gated:
                             ups[r] = dot(ups[r], values, more)
-        for r in range(rows):
-            value = summed(sums[r])
-            up = summed(ups[r]) if gated else zero
-            if lane == 0 and column < outputs and first + r < count:
-                finish(first + r, column, value, up, bias, out, second, third)
+        finish_lanes(sums, ups, first, column, bias, out, second, third, count)
 
     return multiply_rows
 
@@ -242,7 +257,7 @@ def _refuses_tiles(call: CallSpec) -> str | None:
     _, of = product_of(call, True)
     if of.inner % PACK:
         return f"it copies 16 bytes at a time, and a row of {of.inner} elements has a rest"
-    return _refuses(call)
+    return refuses(call)
 
 
 def _gate(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
@@ -251,7 +266,8 @@ def _gate(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     return (Step(made, (math.ceil(count / (THREADS * PACK)),), THREADS, ("gate", "up", "y", count)),)
 
 
-def _refuses(call: CallSpec) -> str | None:
+def refuses(call: CallSpec) -> str | None:
+    """Why no kernel of a product can run the call: an activation that is none of ours."""
     activation = call.attrs.get("activation")
     if activation is not None and activation not in ACTIVATIONS:
         return f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}"
@@ -260,12 +276,12 @@ def _refuses(call: CallSpec) -> str | None:
 
 def _kernels(op: str) -> tuple[Kernel, ...]:
     return (
-        cuda_kernel(op, "rows", _rows, refuses=_refuses),
+        cuda_kernel(op, "rows", _rows, refuses=refuses),
         cuda_kernel(op, "tiles", _tiles, refuses=_refuses_tiles, invariant_rows=0),
     )
 
 
 KERNELS = (
-    *(kernel for op in _OUTPUTS for kernel in _kernels(op)),
-    cuda_kernel("gated_activation", "flat", _gate, refuses=_refuses),
+    *(kernel for op in RESULTS for kernel in _kernels(op)),
+    cuda_kernel("gated_activation", "flat", _gate, refuses=refuses),
 )

@@ -44,10 +44,10 @@ BUSY = 2048
 EMPTY = (np.uint32(0),) * 4
 
 
-def warps_for(outputs: int, inner: int) -> int:
+def warps_for(outputs: int, inner: int, chunk: int = CHUNK) -> int:
     """Warps that share a block's K: more while there are few blocks and each warp keeps two chunks."""
     warps, blocks = 4, math.ceil(outputs / TILE)
-    while warps < 16 and blocks * warps < BUSY and inner >= 4 * warps * CHUNK:
+    while warps < 16 and blocks * warps < BUSY and inner >= 4 * warps * chunk:
         warps *= 2
     return warps
 
@@ -92,6 +92,36 @@ def put_tile(parts, acc, place, at, column):
 
 
 @functools.cache
+def sums_to_outputs(of: Product, finish: Any, tiles: int, warps: int) -> Any:
+    """`finish_tiles(...)`: the warps' sums (`acc`, of up `ups`) added first to last, and what follows, stored."""
+    gated, outputs, threads = of.gated, of.outputs, warps * WARP
+
+    @device
+    def finish_tiles(parts, up_parts, acc, ups, bias, out, second, third, count):
+        thread = cuda.threadIdx.x
+        t = thread % 4
+        at = thread // WARP * (TILE * COLUMNS) + thread % WARP // 4
+        for r in range(tiles):
+            put_tile(parts, acc, r, at, 2 * t)
+            if gated:
+                put_tile(up_parts, ups, r, at, 2 * t)
+            cuda.syncthreads()
+            for place in range(thread, TILE * COLUMNS, threads):
+                row = (cuda.blockIdx.y * tiles + r) * COLUMNS + place // TILE
+                column = cuda.blockIdx.x * TILE + place % TILE
+                value, up = ZERO, ZERO
+                for w in range(warps):
+                    value += parts[w * (TILE * COLUMNS) + place]
+                    if gated:
+                        up += up_parts[w * (TILE * COLUMNS) + place]
+                if row < count and column < outputs:
+                    finish(row, column, value, up, bias, out, second, third)
+            cuda.syncthreads()
+
+    return finish_tiles
+
+
+@functools.cache
 def multiply_rows_on_tensor_cores(of: Product, finish: Any, tiles: int) -> Any:
     """Up to 8 `tiles` rows of x [T, K] times 16 rows of weight [N, K] (of gate and of up, where there are two)."""
     warps = warps_for(of.outputs, of.inner)
@@ -100,7 +130,7 @@ def multiply_rows_on_tensor_cores(of: Product, finish: Any, tiles: int) -> Any:
     step, size = warps * CHUNK, warps * TILE * COLUMNS
     up_size = size if gated else 1
     up_tiles = tiles if gated else 1
-    threads = warps * WARP
+    finish_tiles = sums_to_outputs(of, finish, tiles, warps)
 
     @kernel
     def multiply_rows_on_tensor_cores(x, weight, bias, out, second, third, count):
@@ -140,22 +170,6 @@ def multiply_rows_on_tensor_cores(of: Product, finish: Any, tiles: int) -> Any:
                 if gated:
                     multiply(ups, r, up_low_0, up_high_0, x_0)
                     multiply(ups, r, up_low_1, up_high_1, x_1)
-        for r in range(tiles):
-            at = warp * (TILE * COLUMNS) + g
-            put_tile(parts, acc, r, at, 2 * t)
-            if gated:
-                put_tile(up_parts, ups, r, at, 2 * t)
-            cuda.syncthreads()
-            for place in range(thread, TILE * COLUMNS, threads):
-                row = first + r * COLUMNS + place // TILE
-                column = cuda.blockIdx.x * TILE + place % TILE
-                value, up = ZERO, ZERO
-                for w in range(warps):
-                    value += parts[w * (TILE * COLUMNS) + place]
-                    if gated:
-                        up += up_parts[w * (TILE * COLUMNS) + place]
-                if row < count and column < outputs:
-                    finish(row, column, value, up, bias, out, second, third)
-            cuda.syncthreads()
+        finish_tiles(parts, up_parts, acc, ups, bias, out, second, third, count)
 
     return multiply_rows_on_tensor_cores

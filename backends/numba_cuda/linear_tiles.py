@@ -94,6 +94,33 @@ def multiply_tiles(of: Product, finish: Any) -> Any:
         acc[i, j, 2] = c2
         acc[i, j, 3] = c3
 
+    # Written out, with numbers for indices: where a loop over what follows a sum is not unrolled, `acc` is in memory.
+
+    @device
+    def finish_one(value, up, row, column, bias, out, second, third, count):
+        if row < count and column < outputs:
+            finish(row, column, value, up, bias, out, second, third)
+
+    @device
+    def finish_tile(acc, i, j, row, column, bias, out, second, third, count):
+        up = j + 4 if gated else j
+        finish_one(acc[i, j, 0], acc[i, up, 0], row, column, bias, out, second, third, count)
+        finish_one(acc[i, j, 1], acc[i, up, 1], row, column + 1, bias, out, second, third, count)
+        finish_one(acc[i, j, 2], acc[i, up, 2], row + 8, column, bias, out, second, third, count)
+        finish_one(acc[i, j, 3], acc[i, up, 3], row + 8, column + 1, bias, out, second, third, count)
+
+    @device
+    def finish_rows(acc, i, row, column, bias, out, second, third, count):
+        finish_tile(acc, i, 0, row, column, bias, out, second, third, count)
+        finish_tile(acc, i, 1, row, column + 8, bias, out, second, third, count)
+        finish_tile(acc, i, 2, row, column + 16, bias, out, second, third, count)
+        finish_tile(acc, i, 3, row, column + 24, bias, out, second, third, count)
+        if not gated:
+            finish_tile(acc, i, 4, row, column + 32, bias, out, second, third, count)
+            finish_tile(acc, i, 5, row, column + 40, bias, out, second, third, count)
+            finish_tile(acc, i, 6, row, column + 48, bias, out, second, third, count)
+            finish_tile(acc, i, 7, row, column + 56, bias, out, second, third, count)
+
     @kernel
     def multiply_tiles(x, weight, bias, out, second, third, count):
         left = cuda.shared.array(STAGES, np.uint16, alignment=ALIGNMENT)
@@ -134,13 +161,7 @@ def multiply_tiles(of: Product, finish: Any) -> Any:
             first_column = cuda.blockIdx.x * own + warp_column // 2 + lane % 4 * 2
         else:
             first_column = cuda.blockIdx.x * own + warp_column + lane % 4 * 2
-        for i in range(2):
-            for j in range(4 if gated else 8):
-                for c in range(4):
-                    row = first_row + i * 16 + c // 2 * 8
-                    column = first_column + j * 8 + c % 2
-                    if row < count and column < outputs:
-                        up = acc[i, j + 4, c] if gated else ZERO
-                        finish(row, column, acc[i, j, c], up, bias, out, second, third)
+        finish_rows(acc, 0, first_row, first_column, bias, out, second, third, count)
+        finish_rows(acc, 1, first_row + 16, first_column, bias, out, second, third, count)
 
     return multiply_tiles

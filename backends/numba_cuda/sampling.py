@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from slotwise.backends.gpu_kernels import Scratch, aligned_size
 from slotwise.backends.numba_cuda import filters
 from slotwise.backends.numba_cuda.blocks import LEAST, NOWHERE, WARP, ZERO, block_best, block_max, block_sum
-from slotwise.backends.numba_cuda.launch import Scratch, Step, aligned_size, cuda_kernel
+from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
 from slotwise.backends.numba_cuda.noise import gumbel, philox, uniform
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.core.backend import CallSpec
@@ -178,10 +179,9 @@ def accept_or_replace() -> Any:
         count = np.int64(0)
         fine = True
         if first < last:
-            stop = last - 1
             refused = False
             going = True
-            row = first
+            row, stop = first, first
             p_high, p_mass = LEAST, ZERO
             q_high, q_mass = LEAST, ZERO
             while going:

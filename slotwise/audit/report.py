@@ -18,6 +18,7 @@ from slotwise.core.errors import nearest
 from slotwise.core.specs import DType
 
 DTYPES = (DType.BF16, DType.F16, DType.F32)
+_DTYPES = tuple(dtype.value for dtype in DTYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,21 @@ def _ahead(backend: str):  # type: ignore[no-untyped-def]
 
 
 class Audit:
-    """Compiles and judges every kernel (or those named) for every call of `calls_of`, each distinct code once.
+    """Compiles and judges kernels for every call of `calls_of`, each distinct code once; those named, or all.
 
     Raises AuditError for a name that is not there.
     """
 
     def __init__(
-        self, backend: str, generations: Sequence[str], rules: tuple[Rule, ...], kernels: Sequence[str] = ()
+        self,
+        backend: str,
+        generations: Sequence[str],
+        rules: tuple[Rule, ...],
+        kernels: Sequence[str] = (),
+        dtypes: Sequence[str] = (),
     ) -> None:
         self._backend, self._rules, self._only = backend, rules, kernels
+        self._dtypes = dtypes or _DTYPES
         self._ahead = _ahead(backend)
         self._kernels = load_backend(backend).kernels
         self._generations = tuple(generations) or generations_of(backend)
@@ -60,6 +67,7 @@ class Audit:
         for what, wanted, there in (
             ("generation", self._generations, self._ahead.GENERATIONS),
             ("kernel", kernels, names),
+            ("dtype", dtypes, _DTYPES),
         ):
             for name in wanted:
                 if name not in there:
@@ -82,14 +90,14 @@ class Audit:
     def _calls(self) -> Iterator[tuple[Kernel, CallSpec]]:
         for kernel in self._kernels:
             if not self._only or kernel.name in self._only:
-                for dtype in DTYPES:
+                for dtype in map(DType, self._dtypes):
                     for call in calls_of(kernel.op, dtype):
                         if call.dtype is dtype and kernel.refuses(call) is None:
                             yield kernel, call
 
     def unchosen(self) -> tuple[str, ...]:
-        """Configurations that could run and were not compiled; empty when only some kernels were asked for."""
-        if self._only:
+        """Configurations that could run and were not compiled; empty when only some calls were asked for."""
+        if self._only or len(self._dtypes) < len(DTYPES):
             return ()
         return tuple(
             f"{generation}: {text}"

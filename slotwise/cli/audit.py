@@ -22,6 +22,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--backend", default="cuda_triton", help="the backend whose kernels are audited")
     parser.add_argument("--gpu", action="append", default=[], metavar="sm_XX", help="one generation (default: all)")
     parser.add_argument("--kernel", action="append", default=[], metavar="NAME", help="one kernel (default: all)")
+    parser.add_argument(
+        "--dtype", action="append", default=[], metavar="TYPE", help="one of bf16, f16, f32 (default: all)"
+    )
     parser.add_argument("--budget", type=Path, default=BUDGET, metavar="FILE", help="a budget in TOML")
     parser.add_argument("--json", action="store_true", help="one object a line instead of a table")
     parser.set_defaults(run=run)
@@ -31,7 +34,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Compile, print, judge."""
     rules = load_budget(parsed.budget)
     findings: list[Finding] = []
-    audit = Audit(parsed.backend, parsed.gpu, rules, parsed.kernel)
+    audit = Audit(parsed.backend, parsed.gpu, rules, parsed.kernel, parsed.dtype)
     for finding in audit.run():
         findings.append(finding)
         if parsed.json:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from slotwise import LLM, Sampling
 from slotwise.backends.numba_cuda.attention import SPLIT, split_size
+from slotwise.backends.numba_cuda.linear_q import SPANS
 from slotwise.backends.numba_cuda.linear_rows import CHUNK, warps_for
 from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.contract import Case, Inputs
 from slotwise.core.ops import contract_of
 from slotwise.core.ops.attention import _paged
+from slotwise.core.quantise import SCHEMES, quantise
 from slotwise.core.specs import DType
 from slotwise.core.validate import call_of, case_inputs, cases_of, run_case
 
@@ -32,7 +32,7 @@ def _launched(kernel: Kernel, inputs: Inputs, case: Case) -> torch.Tensor:
     inputs = tuple(None if value is None else value.to(NUMBA.device) for value in inputs)
     call = call_of(contract_of(kernel.op), inputs, case.attrs)
     (spec,) = call.outputs
-    out = torch.empty(spec.sizes(), dtype=spec.dtype.torch, device=NUMBA.device)
+    out = torch.full(spec.sizes(), torch.nan, dtype=spec.dtype.torch, device=NUMBA.device)  # none may be left
     scratch = torch.full((kernel.workspace(call),), 0xFF, dtype=torch.uint8, device=NUMBA.device)
     kernel.bind(inputs, (out,), call.attrs, scratch)()
     return out
@@ -64,6 +64,13 @@ def _product(rows: int, inner: int, outputs: int) -> Case:
     rng = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, inner, generator=rng, dtype=torch.float64)
     return Case("more", (x, torch.randn(outputs, inner, generator=rng, dtype=torch.float64) / inner**0.5, None))
+
+
+def _quantised_product(rows: int, inner: int, outputs: int, scheme: str) -> tuple[Case, int]:
+    x, weight, _ = _product(rows, inner, outputs).inputs
+    assert weight is not None
+    bits = SCHEMES[scheme].bits
+    return Case("more", (x, *quantise(weight, scheme), None), {"bits": bits}), bits
 
 
 @pytest.mark.parametrize("window", [0, 300])
@@ -103,6 +110,9 @@ def test_rows_over_several_splits_keep_their_bits_alone() -> None:
         ("linear.rows", "k + 1 rows", DType.BF16),
         ("linear.rows", "odd sizes", DType.BF16),
         ("linear_gated.rows", "odd sizes, silu", DType.F32),
+        ("linear_q.rows", "odd sizes, int4 with offset, rows, bias", DType.BF16),
+        ("linear_gated_q.rows", "k + 1 rows, int8, rows, gelu_tanh", DType.F16),
+        ("linear_q.rows", "k + 1 rows, int4, rows, bias", DType.F32),
         ("rms_norm.rows", "ragged rows, offset 0", DType.F32),
     ],
 )
@@ -116,6 +126,28 @@ def test_rows_of_a_deep_product_keep_their_bits_whichever_tile_they_are_in() -> 
     case = _product(13, 1024, 40)
     _check("linear.rows", case, DType.BF16)
     _check_rows_alone("linear.rows", case, DType.BF16)
+
+
+@pytest.mark.parametrize(("scheme", "inner"), [("int8", 2048), ("int4", 4096)])
+def test_rows_of_a_deep_quantised_product_keep_their_bits_whichever_tile_they_are_in(scheme: str, inner: int) -> None:
+    case, bits = _quantised_product(9, inner, 24, scheme)
+    assert warps_for(24, inner, 8 * SPANS[bits]) > 4
+    _check("linear_q.rows", case, DType.BF16)
+    _check_rows_alone("linear_q.rows", case, DType.BF16)
+
+
+@pytest.mark.parametrize("dtype", [DType.BF16, DType.F32])
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+def test_codes_at_an_odd_place_in_memory_give_the_same_product(scheme: str, dtype: DType) -> None:
+    case, _ = _quantised_product(6, 96, 21, scheme)
+    kernel = NUMBA.kernel("linear_q.rows")
+    x, codes, *rest = case_inputs(contract_of("linear_q"), case, dtype, NUMBA.device)
+    assert codes is not None
+    held = torch.zeros(codes.numel() + 8, dtype=codes.dtype, device=NUMBA.device)
+    moved = held[3 : 3 + codes.numel()].view(codes.shape).copy_(codes)
+    expected = _launched(kernel, (x, codes, *rest), case)
+    assert (_launched(kernel, (x, moved, *rest), case) - expected).abs().max() < (0.05 if dtype is DType.BF16 else 1e-5)
+    assert expected.abs().max() > 1
 
 
 def test_warps_share_a_sum_only_while_each_has_two_chunks() -> None:
@@ -208,6 +240,57 @@ def test_equal_tokens_are_kept_from_the_lowest_up() -> None:
         assert abs(count - expected) <= 1
 
 
+def _acceptance(target: torch.Tensor, draft: torch.Tensor, drafted: int) -> Case:
+    """Sequences of one draft each; `target` and `draft` are a row of scores for each, the token after it is any."""
+    count, size = target.shape
+    rng = torch.Generator().manual_seed(11)
+    after = torch.randn(count, size, generator=rng, dtype=torch.float64)
+    rows = [torch.stack((scores, after), 1).reshape(2 * count, size) for scores in (target, draft)]
+    token_ids = torch.full((2 * count,), drafted, dtype=torch.int32)
+    starts = torch.arange(0, 2 * count + 1, 2, dtype=torch.int32)
+    keys = torch.randint(-(2**62), 2**62, (2 * count,), generator=rng), torch.arange(2 * count, dtype=torch.int32)
+    return Case("wide", (*rows, token_ids, starts, *keys))
+
+
+def test_mass_anywhere_in_a_wide_row_decides_about_a_draft() -> None:
+    """One token beside the draft holds nearly all mass: forget it, and an unlikely draft looks certain."""
+    drafted, size = 300, 600  # more tokens than two rounds of a block
+    places = [0, 1, 255, 256, 511, 512, 599] * 4
+    unlikely = torch.full((len(places), size), -30.0, dtype=torch.float64)
+    unlikely[range(len(places)), places] = 3.0
+    unlikely[:, drafted] = 0.0
+    certain = torch.full((len(places), size), -30.0, dtype=torch.float64)
+    certain[:, drafted], certain[:, 7] = 0.0, -0.5
+    _check("accept_rejection.sequences", _acceptance(unlikely, certain, drafted), DType.F32)
+    _check("accept_rejection.sequences", _acceptance(certain, unlikely, drafted), DType.F32)
+
+
+def test_a_nan_anywhere_in_a_wide_row_ends_the_run_there() -> None:
+    target = torch.randn(6, 600, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    target[range(5), [0, 5, 256, 300, 599]] = torch.nan
+    case = _acceptance(target, target.nan_to_num(0.0), 300)
+    _check("accept_rejection.sequences", case, DType.F32)
+    _, _, ok = contract_of("accept_rejection").function(*case.inputs)
+    assert ok.tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize("bad", [0, 2, 1023, 4095, 4098, 8999])
+def test_a_nan_anywhere_in_a_row_of_many_pieces_is_seen(bad: int) -> None:
+    scores = torch.randn(2, 9000, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    scores[1, bad] = torch.nan
+    tokens, ok = (torch.zeros(2, dtype=kind, device=NUMBA.device) for kind in (torch.int32, torch.bool))
+    scratch = torch.zeros(4096, dtype=torch.uint8, device=NUMBA.device)
+    NUMBA.kernel("greedy.pieces").bind((scores.float().to(NUMBA.device),), (tokens, ok), {}, scratch)()
+    assert ok.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("count", [8, 520, 1024, 1032])
+def test_gated_rows_that_end_anywhere_in_a_block_are_all_there(count: int) -> None:
+    rng = torch.Generator().manual_seed(count)
+    gate, up = (torch.randn(1, count, generator=rng, dtype=torch.float64) for _ in range(2))
+    _check("gated_activation.flat", Case("gates", (gate, up), {"activation": "silu"}), DType.BF16)
+
+
 @pytest.mark.parametrize("stream", [0, 3])
 def test_draws_over_many_pieces_are_those_of_the_definition(stream: int) -> None:
     rng = torch.Generator().manual_seed(8)
@@ -226,46 +309,3 @@ def test_attention_of_this_backend_joins_the_rest_of_another(stories_draft: Path
     assert any(name.startswith("reference:") for name in chosen)
     expected = LLM(stories_draft, backend="reference", **options).generate("Once", sampling)  # type: ignore[arg-type]
     assert mixed.generate("Once", sampling).token_ids == expected.token_ids
-
-
-def test_a_native_launch_wraps_a_tensor_once_and_follows_pytorchs_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With Numba's side played by a recorder: what a GPU would be asked to do."""
-    native = pytest.importorskip("slotwise.backends.numba_cuda.native", reason="needs Numba-CUDA")
-    done: list[tuple[object, ...]] = []
-    stream = SimpleNamespace(cuda_stream=11)
-
-    class Wrapped:
-        """Numba's view of a tensor."""
-
-    class Recorder:
-        def compiled(self) -> Recorder:
-            return self
-
-        def specialize(self, *arguments: object) -> Recorder:
-            done.append(("compiled", *arguments))
-            return self
-
-        def __getitem__(self, configuration: tuple[object, ...]) -> Callable[..., None]:
-            done.append(("configured", *configuration))
-            return lambda *arguments: done.append(("launched", *arguments))
-
-    monkeypatch.setattr(native.cuda, "as_cuda_array", lambda tensor, sync: done.append(("wrapped", sync)) or Wrapped())
-    monkeypatch.setattr(native.cuda, "external_stream", lambda handle: f"stream {handle}")
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    native._stream.cache_clear()
-    x = torch.zeros(4)
-    first, second = (native.native_launch(Recorder(), (2, 3), 64, [x, 7]) for _ in range(2))
-    assert [event for event in done if event[0] == "wrapped"] == [("wrapped", False)]
-    assert sum(event[0] == "compiled" for event in done) == 2
-    done.clear()
-    first()
-    first()
-    stream.cuda_stream = 12  # a graph is captured on a stream of its own
-    first()
-    second()
-    native._stream.cache_clear()
-    kinds = [event[0] for event in done]
-    assert kinds == ["configured", "launched", "launched", "configured", "launched", "configured", "launched"]
-    assert done[0] == ("configured", (2, 3), 64, "stream 11")
-    assert done[3] == ("configured", (2, 3), 64, "stream 12")
-    assert done[1][2] == 7

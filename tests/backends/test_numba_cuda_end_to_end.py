@@ -11,20 +11,21 @@ from slotwise import LLM, Sampling
 
 ONE = ("Once upon a time",)
 RAGGED = ("Once upon a time", "The", "One day, a little girl named Lily found a needle in her")
-Load = Callable[[str, bool], LLM]
+Load = Callable[..., LLM]
 
 
 @pytest.fixture(scope="module")
 def load(stories: Path, stories_draft: Path) -> Load:
-    loaded: dict[tuple[str, bool], LLM] = {}
+    loaded: dict[tuple[str, bool, str], LLM] = {}
 
-    def get(backend: str, drafts: bool) -> LLM:
-        if (backend, drafts) not in loaded:
-            loaded[backend, drafts] = LLM(
+    def get(backend: str, drafts: bool, weights: str = "native") -> LLM:
+        if (backend, drafts, weights) not in loaded:
+            loaded[backend, drafts, weights] = LLM(
                 stories,
                 draft=stories_draft if drafts else None,
                 backend=backend,
                 dtype="f32",
+                weights=weights,
                 capacity=64,
                 speculate=3,
                 max_sequences=3,
@@ -32,7 +33,7 @@ def load(stories: Path, stories_draft: Path) -> Load:
                 prefill_chunk=16,
                 threads=1,
             )
-        return loaded[backend, drafts]
+        return loaded[backend, drafts, weights]
 
     return get
 
@@ -55,6 +56,24 @@ def test_the_tokens_are_those_of_the_reference_backend(
     assert all(len(out.token_ids) == 6 for out in found)
     if drafts:
         assert sum(out.stats.accepted for out in found) > 0
+
+
+@pytest.mark.parametrize(
+    "weights", [pytest.param("int8", marks=pytest.mark.slow), "int4", pytest.param("int4_zp", marks=pytest.mark.slow)]
+)
+def test_a_plan_of_quantised_weights_runs_whole_and_gives_the_reference_backends_tokens(
+    load: Load, weights: str
+) -> None:
+    """The draft's inner width holds no whole groups, so one of its products stays as it is."""
+    found = load("numba_cuda", True, weights)
+    chosen = {node.selection.kernel for program in found.plan().programs for node in program.graph.nodes}  # type: ignore[union-attr]
+    assert {"numba_cuda:linear_qkv_q.rows", "numba_cuda:linear_gated_q.rows", "numba_cuda:logits_q.rows"} <= chosen
+    assert all(name.startswith("numba_cuda:") for name in chosen)
+    sampling = Sampling(max_new_tokens=5, temperature=0.0)
+    (made,) = found.generate(list(ONE), sampling)
+    (expected,) = load("reference", True, weights).generate(list(ONE), sampling)
+    assert made.token_ids == expected.token_ids
+    assert made.stats.accepted > 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,52 @@ def test_conversions_round_to_nearest_even(narrow: Any, widen: Any, kind: torch.
     assert np.isnan(widen(narrow(np.array([np.nan], np.float32)))).all()
     every = np.arange(65536, dtype=np.uint16)
     assert np.array_equal(widen(every), _floats(every, kind), equal_nan=True)
+
+
+@kernel
+def _codes(words, signed, low, high):
+    i = cuda.threadIdx.x
+    signed[4 * i], signed[4 * i + 1], signed[4 * i + 2], signed[4 * i + 3] = elements.signed_codes(words[i])
+    low[4 * i], low[4 * i + 1], low[4 * i + 2], low[4 * i + 3] = elements.low_codes(words[i])
+    high[4 * i], high[4 * i + 1], high[4 * i + 2], high[4 * i + 3] = elements.high_codes(words[i])
+
+
+def test_codes_are_the_bytes_of_a_word_and_their_halves() -> None:
+    every = np.arange(256, dtype=np.uint8)
+    signed, low, high = (np.zeros(256, np.float32) for _ in range(3))
+    _codes.simulate(1, 64, (every.view(np.uint32), signed, low, high))
+    assert np.array_equal(signed, every.view(np.int8).astype(np.float32))
+    assert np.array_equal(low + 16 * high, every.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare", "zero"),
+    [
+        ("signed_codes", lambda word: word ^ 0x80808080, 128),
+        ("low_codes", lambda word: word & 0x0F0F0F0F, 0),
+        ("high_codes", lambda word: word >> 4 & 0x0F0F0F0F, 0),
+    ],
+)
+def test_codes_become_floats_by_the_instructions_that_the_ptx_has(name: str, prepare: Any, zero: int) -> None:
+    """The selectors and the number taken away, read off the PTX and applied as its manual says."""
+    pytest.importorskip("numba_cuda", reason="needs Numba-CUDA: pip install 'numba-cuda[cu13]'")
+    from numba import cuda as numba_cuda
+    from numba.cuda import types
+
+    scope: dict[str, Any] = {"call": getattr(assembly, name)()}
+    exec("def run(w, o):\n    o[0], o[1], o[2], o[3] = call(w[0])", scope)
+    arrays = types.Array(types.uint32, 1, "C"), types.Array(types.float32, 1, "C")
+    ptx, _ = numba_cuda.compile_ptx(scope["run"], arrays, cc=(8, 0))
+    selectors = re.findall(r"prmt\.b32 %r\d+, %r\d+, 0x4B000000, 0x(\w+);", ptx)
+    (less,) = set(re.findall(r"(?:add|sub)(?:\.rn)?\.f32 .*0f(\w{8});", ptx))
+    taken = abs(float(np.array(int(less, 16), np.uint32).view(np.float32)))
+    meaning = getattr(elements, name).simulated
+    for word in (0x00010203, 0xFF807F3A, 0x89ABCDEF):
+        source = (prepare(word) | 0x4B000000 << 32).to_bytes(8, "little")
+        chosen = [bytes(source[int(digit, 16)] for digit in reversed(selector)) for selector in selectors]
+        found = [float(np.frombuffer(four, np.float32)[0]) - taken for four in chosen]
+        assert found == [float(part) for part in meaning(None, np.uint32(word))]
+        assert taken == 2**23 + zero
 
 
 INSTRUCTIONS = {

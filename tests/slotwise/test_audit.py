@@ -53,6 +53,14 @@ def test_a_kernel_of_numba_cuda_keeps_the_budget(place: int, kernel: Kernel) -> 
         assert not broken_rules("numba_cuda", facts_of(code), load_budget()), code.function
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "generation"), [("linear_qkv", "sm_120"), ("logits", "sm_90")])
+def test_a_long_epilogue_leaves_the_sums_of_a_prefill_product_in_registers(op: str, generation: str) -> None:
+    call = next(call for call in calls_of(op, DType.BF16) if op != "logits" or call.attrs["softcap"])
+    (code,) = numba_cuda.compile_call(f"{op}.tiles", call, generation)
+    assert facts_of(code).spills == 0
+
+
 def test_numba_cuda_is_audited_as_triton_is() -> None:
     findings = list(Audit("numba_cuda", ["sm_90"], load_budget(), ["add.flat"]).run())
     assert {finding.facts.code.dtype for finding in findings} == {"bf16", "f16", "f32"}

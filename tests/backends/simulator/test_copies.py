@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,11 @@ def all_but_one(active):
 
 
 @intrinsic(numba=lambda: None)
+def all_but_two(active):
+    active.wait_copies(newest=2)
+
+
+@intrinsic(numba=lambda: None)
 def all_done(active):
     active.wait_copies()
 
@@ -42,8 +49,10 @@ def staged(x, out, stages, waits, barrier, late_barrier):
         if stage + 1 < stages:
             copy_4(tile, (stage + 1) % 2 * 128 + 4 * i, x, (stage + 1) * 128 + 4 * i)
         commit()
-        if waits:
+        if waits == 1:
             all_but_one()
+        elif waits == 2:
+            all_but_two()  # one group too few is waited for
         if barrier:
             cuda.syncthreads()
         for j in range(4):
@@ -74,6 +83,15 @@ def test_a_group_that_was_waited_for_is_there() -> None:
 def test_a_wait_or_a_barrier_left_out_is_a_race(left_out: str, words: str) -> None:
     with pytest.raises(DataRace, match=words):
         _run(**{left_out: 0})
+
+
+def test_waiting_for_one_group_too_few_reads_a_copy_that_has_not_landed_and_says_so() -> None:
+    with pytest.raises(DataRace) as caught:
+        _run(waits=2)
+    text = str(caught.value)
+    assert "shared array tile[" in text
+    assert re.search(r"reads it at .*test_copies\.py.*staged.*acc \+= tile\[stage % 2", text)
+    assert re.search(r"still copies to it at .*test_copies\.py.*staged.*copy_4\(tile, 4 \* i, x, 4 \* i\)", text)
 
 
 @kernel
