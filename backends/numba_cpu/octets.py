@@ -66,7 +66,7 @@ _I32 = ir.IntType(32)
 _STORED = {PAIRED: BF16, EMULATED: BF16}
 
 
-class _BFloat(ir.types.Type):
+class _BFloat(ir.types.Type):  # type: ignore[misc]
     """LLVM's `bfloat`, which llvmlite has no name for."""
 
     def _to_string(self) -> str:
