@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import functools
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -84,6 +85,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._next_id = 0
         self._drafter = drafter or self._make_drafter()
+        self._commits = [(op.spans[0].role, op.ends) for op in plan.step("decode").ops if op.op == "commit"]
         self._planner = DecodePlanner(plan, self.lanes, self.ledger)
         self._prefiller = Prefiller(plan, self.executor, self.lanes, self.ledger, self.sampler, self._tell_bound)
         self._decoder = DecodeRunner(
@@ -407,16 +409,20 @@ class Engine:
 
     def _commit(self, binding: Binding, whole: npt.NDArray[np.bool_], kept: Ints) -> None:
         """Move the committed marks as the step says; what faulted is left to be released when it closes."""
-        chosen, length, width, count = binding.lanes[whole], binding.length[whole], binding.width[whole], kept[whole]
+        chosen, length, width, count = binding.lanes, binding.length, binding.width, kept
+        if not whole.all():
+            chosen, length, width, count = chosen[whole], length[whole], width[whole], count[whole]
         marks = {"len": length, "kept": count, "k": width}
-        for op in self.plan.step("decode").ops:
-            if op.op != "commit":
-                continue
-            ends = np.minimum.reduce([end.evaluate(marks) for end in op.ends])
-            some = np.flatnonzero(width) if op.spans[0].role == DRAFT else np.arange(chosen.size)
-            self.ledger[op.spans[0].role].commit(chosen[some], ends[some])
+        drafting = np.flatnonzero(width)
+        for role, expressions in self._commits:
+            ends = functools.reduce(np.minimum, [end.evaluate(marks) for end in expressions])
+            if role == DRAFT:
+                self.ledger[role].commit(chosen[drafting], ends[drafting])
+            else:
+                self.ledger[role].commit(chosen, ends)
         lanes = self.lanes
-        lanes.rate[chosen] = self.policy.update(lanes.rate[chosen], width, np.clip(count - 1, 0, width))
+        if drafting.size:  # a step without drafts says nothing of how many are accepted
+            lanes.rate[chosen] = self.policy.update(lanes.rate[chosen], width, np.clip(count - 1, 0, width))
         lanes.steps[chosen] += 1
 
     # Parts

@@ -29,7 +29,7 @@ if BACKEND.unavailable() is not None:
 from numba import int64, njit, types  # noqa: E402
 
 from slotwise.backends.numba_cpu import compiled, memory, noise, threads  # noqa: E402
-from slotwise.backends.numba_cpu.attention import RUN  # noqa: E402
+from slotwise.backends.numba_cpu.attention_runs import RUN  # noqa: E402
 from slotwise.backends.numba_cpu.calls import Call, Chain, Part  # noqa: E402
 from slotwise.backends.numba_cpu.vectors import BF16  # noqa: E402
 

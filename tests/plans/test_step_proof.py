@@ -18,7 +18,7 @@ import pytest
 from slotwise.core.errors import VerificationError
 from slotwise.plans.binding import WidthFormula
 from slotwise.plans.step import Limit, Step, decode_step
-from slotwise.plans.verify import verify_step
+from slotwise.plans.verify_step import verify_step
 
 Ints = npt.NDArray[np.int64]
 PAGE_SIZES = (1, 3, 16)
