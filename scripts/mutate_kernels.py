@@ -86,7 +86,7 @@ TESTS = {
     "attention.py": "attention or write_slots or split or sequence",
     "sampling.py": "greedy or sample or accept or draws or broken or judged or nan or mass",
     "filters.py": "filter or equal or broken",
-    "noise.py": "sample or accept or draws",
+    "noise.py": "noise or sample or accept or draws",
 }
 
 EQUIVALENT: dict[str, str] = {

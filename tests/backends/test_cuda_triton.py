@@ -16,6 +16,7 @@ import triton.language as tl
 from slotwise.backends.cuda_triton import configurations, linear, tuning
 from slotwise.backends.cuda_triton.attention import SPLIT, split_size
 from slotwise.backends.cuda_triton.interpreter import interpret
+from slotwise.backends.cuda_triton.noise import uniform_noise
 from slotwise.core.backend import Kernel, load_backend
 from slotwise.core.contract import Case, Inputs
 from slotwise.core.errors import BackendError
@@ -23,6 +24,8 @@ from slotwise.core.graph import Attr
 from slotwise.core.layouts import ROWS
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.ops.attention import _paged
+from slotwise.core.ops.noise import ACCEPT, DRAFT, TARGET
+from slotwise.core.ops.noise import uniform_noise as definition
 from slotwise.core.quantise import SCHEMES, quantise
 from slotwise.core.specs import DType
 from slotwise.core.validate import call_of, case_inputs, cases_of, run_case, try_case
@@ -234,6 +237,23 @@ def test_an_interpreted_load_beyond_a_tensor_is_an_error_though_nothing_of_it_is
     assert target.equal(source)
     with pytest.raises(BackendError, match="a load of 32 elements"):
         interpret(_copy_without_a_mask, (1,), {"source": source, "target": target, "size": 16, "BLOCK": 32})
+
+
+@triton.jit
+def _write_noise(seed, position, out, first, STREAM: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    numbers = uniform_noise(tl.load(seed), tl.load(position), first, STREAM, BLOCK)
+    tl.store(out + tl.arange(0, BLOCK), numbers)
+
+
+@pytest.mark.parametrize(
+    ("seed", "position", "stream"), [(0, 0, TARGET), (2**63 - 1, 5, DRAFT), (-7, 2**31 - 1, ACCEPT)]
+)
+def test_noise_is_the_definitions_to_the_bit(seed: int, position: int, stream: int) -> None:
+    keys, positions = torch.tensor([seed]), torch.tensor([position], dtype=torch.int32)
+    found = torch.zeros(64)
+    given = {"seed": keys, "position": positions, "out": found, "first": 64, "STREAM": stream, "BLOCK": 64}
+    interpret(_write_noise, (1,), given)
+    assert found.equal(definition(keys, positions, 128, stream)[0, 64:])
 
 
 def _entries() -> list[object]:
