@@ -25,7 +25,7 @@ from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
 from slotwise.engine.arrays import Arrays, lay_out, memory_of
 from slotwise.engine.loops import BoundProgram, Loops, TensorOf
-from slotwise.engine.memory import Shelf, host_memory
+from slotwise.engine.memory import Shelf, memory_on
 from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.loop import DraftLoop, round_buffer
@@ -64,7 +64,7 @@ class Executor:
         layout = lay_out(plan.buffers, written | {round_buffer(name) for name in written}, device)
         self.buffers = layout.buffers
         self.arrays = Arrays(layout, separate=device.type != "cpu")
-        self.arena = host_memory(plan.arena_bytes).to(device)
+        self.arena = memory_on(device, plan.arena_bytes)
         self.caches = {role.role: _caches(plan, role.role, device) for role in plan.roles}
         self.weights = {
             role.role: _on(device, load_weights(role.parameters, weights[role.role], role.role, progress))
@@ -258,9 +258,7 @@ def _caches(plan: Plan, role_name: str, device: torch.device) -> dict[str, torch
         for cache in role.caches
         for part in ("k", "v")
     }
-    if device.type != "cpu":
-        return {name: torch.zeros(shape, dtype=role.dtype.torch, device=device) for name, shape in shapes.items()}
-    shelf = Shelf(sum(Shelf.room(math.prod(shape) * role.dtype.itemsize) for shape in shapes.values()))
+    shelf = Shelf(sum(Shelf.room(math.prod(shape) * role.dtype.itemsize) for shape in shapes.values()), device)
     return {name: shelf.take(shape, role.dtype.torch) for name, shape in shapes.items()}
 
 

@@ -1,8 +1,8 @@
-"""Host memory for what a step reads: weights, caches, the arena.
+"""Memory for what a step reads: weights, caches, the arena.
 
-Owns `host_memory` and `Shelf`. What always holds: memory is zeroed, and asked for in huge pages where the system has
-them on request. A decode step reads all weights once, in order; with pages of 4 KiB, looking their addresses up takes
-part of the time that reading takes.
+Owns `host_memory`, `memory_on` and `Shelf`. What always holds: memory is zeroed, and on the host asked for in huge pages
+where the system has them on request. A decode step reads all weights once, in order; with pages of 4 KiB, looking their
+addresses up takes part of the time that reading takes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ HUGE = 2 << 20
 """Bytes of a huge page, and below which memory is no matter."""
 
 _ALIGNMENT = 256
+_HOST = torch.device("cpu")
 
 
 def host_memory(nbytes: int) -> torch.Tensor:
@@ -31,11 +32,16 @@ def host_memory(nbytes: int) -> torch.Tensor:
     return whole[start : start + nbytes]
 
 
-class Shelf:
-    """Host memory that is filled tensor by tensor, up to `nbytes` in all (each rounded up to 256 bytes)."""
+def memory_on(device: torch.device, nbytes: int) -> torch.Tensor:
+    """`nbytes` of zeroed memory, uint8, on `device`."""
+    return host_memory(nbytes) if device.type == "cpu" else torch.zeros(nbytes, dtype=torch.uint8, device=device)
 
-    def __init__(self, nbytes: int) -> None:
-        self._memory = host_memory(nbytes)
+
+class Shelf:
+    """Memory that is filled tensor by tensor, up to `nbytes` in all (each rounded up to 256 bytes)."""
+
+    def __init__(self, nbytes: int, device: torch.device = _HOST) -> None:
+        self._memory = memory_on(device, nbytes)
         self._used = 0
 
     @staticmethod

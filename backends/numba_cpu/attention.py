@@ -38,12 +38,7 @@ from slotwise.backends.numba_cpu.attention_runs import (
 from slotwise.backends.numba_cpu.calls import Call, Part
 from slotwise.backends.numba_cpu.compiled import Address, compile_kernel
 from slotwise.backends.numba_cpu.elements import given, kind_of, refuses_wide_floats
-from slotwise.backends.numba_cpu.memory import (
-    as_int64,
-    elements,
-    int32s,
-    int64s,
-)
+from slotwise.backends.numba_cpu.memory import as_int64, elements, int32s, int64s
 from slotwise.backends.numba_cpu.products import packed_width, strided_products_function
 from slotwise.backends.numba_cpu.threads import FAULT, FIRST_FIELD, MAX_THREADS, next_chunk, share
 from slotwise.backends.numba_cpu.vectors import BLOCK, ITEMSIZE

@@ -1,7 +1,7 @@
 """What the processor at hand offers: vector width, registers, instructions, cores.
 
-Owns `LANES`, `HAS_*` and `physical_cores`. What always holds: everything is read once, from LLVM's
-view of the host, which is also what kernels are compiled for; nothing here depends on a model or a plan.
+Owns `LANES`, `HAS_*` and `physical_cores`. What always holds: everything is read once, from LLVM's view of the host,
+which is also what kernels are compiled for; nothing here depends on a model or a plan.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ LANES = 16 if HAS_AVX512 else 8
 
 Sums are taken over this many lanes, so a machine with wider registers may round otherwise than one with narrower.
 """
-
-CPU_NAME = str(llvm.get_host_cpu_name())
 
 
 def physical_cores() -> int:

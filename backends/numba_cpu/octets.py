@@ -54,7 +54,7 @@ from slotwise.backends.numba_cpu.vectors import (
 from slotwise.core.layouts import OCTET, WEIGHT_WORD
 
 DEPTH = 256
-"""Elements of a weight that several tiles meet before they go on: two octets of them stay in the nearest cache."""
+"""Elements of a weight that several tiles meet before they go on: the octets of a tile stay in the nearest cache."""
 
 PAIRED, EMULATED = 3, 4
 """Kinds beside those of `vectors.py`: bf16 multiplied by pairs, and that without the instruction for it, for tests."""
