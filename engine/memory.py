@@ -1,8 +1,8 @@
 """Memory for what a step reads: weights, caches, the arena.
 
-Owns `host_memory`, `memory_on` and `Shelf`. What always holds: memory is zeroed, and on the host it is asked for in huge
-pages where the system has them on request. A decode step reads all weights once, in order; with pages of 4 KiB, looking
-their addresses up takes part of the time that reading takes.
+Owns `host_memory`, `memory_on` and `Shelf`. What always holds: memory is zeroed, and the host's is asked for in
+huge pages where the system has them on request. A decode step reads all weights once, in order; with pages of
+4 KiB, looking their addresses up takes part of the time that reading takes.
 """
 
 from __future__ import annotations
