@@ -79,7 +79,7 @@ def measure(target: Any, draft: Any, batch: int, speculate: int, sampled: bool) 
     for n in range(batch):
         prompt = tuple(1 + (n * 31 + i) % 2000 for i in range(20))
         engine.add(Request(prompt, Sampling(max_new_tokens=480, temperature=temperature, ignore_eos=True, seed=n)))
-    while engine._waiting or any(s.state != "decode" for s in engine._running):
+    while engine.roster.waiting or engine.roster.filling:
         engine.step()
     for _ in range(3):
         engine.step()
@@ -102,7 +102,7 @@ PHASES = (
 def _instrumented(engine: Engine) -> Clock:
     """Wrap the phases of this engine; the wrappers' own cost (about 0.3 us a call) is part of what is reported."""
     clock = Clock()
-    clock.wrap(engine._planner, "bind", "bind")
+    clock.wrap(engine._binder.planner, "bind", "bind")
     clock.wrap(engine._decoder, "run", "decode")
     clock.wrap(engine, "_settle", "settle")
     clock.wrap(engine.ledger, "check", "check")

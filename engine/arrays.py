@@ -1,9 +1,10 @@
 """The engine's arrays, where kernels may live in another memory than the engine.
 
-Owns `Arrays`, `lay_out` and `memory_of`. What always holds: `arrays[name]` is host memory that may be read and written;
-what the host may have changed since is in the kernels' memory before a program that reads it runs, and what a program
-wrote is fetched when it is asked for, and not before. On a CPU both are one memory and nothing is copied. Short arrays
-lie in two blocks, what programs are given and what they give, each copied as one.
+Owns `Arrays`, `Parcel`, `lay_out` and `memory_of`. What always holds: `arrays[name]` is host memory that may be read
+and written; what the host may have changed since is in the kernels' memory before a program that reads it runs, and
+what a program wrote is fetched when it is asked for, and not before. On a CPU both are one memory and nothing is
+copied. Short arrays lie in two blocks, what programs are given and what they give, each copied as one. A step that runs
+beside the host has a parcel of its own: nothing it is given or gives lies where the host writes the next step.
 """
 
 from __future__ import annotations
@@ -73,10 +74,19 @@ def _view(memory: torch.Tensor, offset: int, spec: TensorSpec) -> torch.Tensor:
     return memory[offset : offset + spec.nbytes()].view(spec.dtype.torch)
 
 
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Host copies of the short arrays that are `given` and of larger ones (`tables`); room for the short `results`."""
+
+    given: torch.Tensor
+    tables: dict[str, torch.Tensor]
+    results: torch.Tensor
+
+
 class Arrays(Mapping[str, npt.NDArray[np.generic]]):
     """numpy views of host memory beside the tensors that kernels use.
 
-    `separate` keeps a copy of each tensor for the host, pinned where the tensors are a GPU's.
+    `separate` keeps a copy of each tensor for the host, pinned where the tensors are a GPU's; parcels need it.
     """
 
     def __init__(self, layout: Layout, *, separate: bool) -> None:
@@ -92,6 +102,7 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
                     self._host[name] = _view(host, offset, spec)
         self._views = {name: host.numpy() for name, host in self._host.items()}
         self._written: set[str] = set()  # by a program, and not fetched yet
+        self._spare: list[Parcel] = []
 
     def __getitem__(self, name: str) -> npt.NDArray[np.generic]:
         if name in self._written:
@@ -110,8 +121,8 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
     def __len__(self) -> int:
         return len(self._views)
 
-    def before(self, read: Collection[str]) -> None:
-        """A program is about to read these: hand over what the host may have changed."""
+    def before(self, read: Collection[str], rows: int) -> None:
+        """A program of `rows` rows is about to read these: hand over what the host may have changed."""
         if not self._separate:
             return
         # Copies are waited for: the host may write the next call's rows as soon as this returns.
@@ -120,12 +131,47 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
             given.memory.copy_(self._host_blocks[0])
         for name in read:
             if name not in given.offsets and name not in self._written:
-                self._buffers[name].copy_(self._host[name])
+                self._buffers[name][:rows].copy_(self._host[name][:rows])
 
     def after(self, written: Iterable[str]) -> None:
         """A program has been started that writes these."""
         if self._separate:
             self._written.update(written)
+
+    def pack(self, read: Iterable[str], rows: int) -> Parcel:
+        """A parcel of what the arrays hold now, for programs of `rows` rows that read these."""
+        given, results = self._blocks
+        parcel = self._spare.pop() if self._spare else Parcel(_mirror(given.memory), {}, _mirror(results.memory))
+        parcel.given.copy_(self._host_blocks[0])
+        for name in read:
+            if name not in given.offsets:
+                if name not in parcel.tables:
+                    parcel.tables[name] = _mirror(self._buffers[name])
+                parcel.tables[name][:rows].copy_(self._host[name][:rows])
+        return parcel
+
+    def send(self, parcel: Parcel, read: Iterable[str], rows: int) -> None:
+        """Hand a parcel over, in the order of the kernels' work; the host does not wait."""
+        given, _ = self._blocks
+        given.memory.copy_(parcel.given, non_blocking=True)
+        for name in read:
+            if name not in given.offsets:
+                self._buffers[name][:rows].copy_(parcel.tables[name][:rows], non_blocking=True)
+
+    def fetch(self, parcel: Parcel) -> None:
+        """Bring the short results back into the parcel, in the order of the kernels' work; the host does not wait."""
+        parcel.results.copy_(self._blocks[1].memory, non_blocking=True)
+
+    def result(self, parcel: Parcel, name: str) -> npt.NDArray[np.generic]:
+        """An array of a parcel whose results have come."""
+        buffer = self._buffers[name]
+        spec = TensorSpec(DType.of(buffer), tuple(buffer.shape))
+        found: npt.NDArray[np.generic] = _view(parcel.results, self._blocks[1].offsets[name], spec).numpy()
+        return found
+
+    def give_back(self, parcel: Parcel) -> None:
+        """A parcel that nobody reads any more, to be packed again."""
+        self._spare.append(parcel)
 
 
 def _mirror(buffer: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
-from slotwise.engine.arrays import Arrays, lay_out, memory_of
+from slotwise.core.specs import DType, TensorSpec
+from slotwise.engine.arrays import Arrays, Parcel, lay_out, memory_of
 from slotwise.engine.loops import BoundProgram, Loops, TensorOf
 from slotwise.engine.memory import Shelf, memory_on
 from slotwise.engine.observer import BoundCall, Conductor
+from slotwise.engine.streams import DeviceStream, Done, Stream, ThreadStream
 from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.loop import DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
@@ -38,14 +41,30 @@ from slotwise.plans.show import size
 Probe = Callable[[str, str, float], None]
 """Called as (program name, kernel, seconds) after each launch, when timing is on."""
 
+Key = tuple[str, str, int]
+"""A program: role, kind, rows."""
+
+FOLLOWS = "follows"
+"""The array that says, for each row of a step, which row of the step before sampled its token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Programs that run beside the host; `run` is their number among all runs of the executor."""
+
+    parcel: Parcel
+    done: Done
+    run: int
+
 
 class Executor:
     """Holds what a plan needs to run. `weights` gives each role's tensors.
 
     `arrays[name]` is the engine's array `name` as numpy; where kernels run on a GPU, `arrays` does the copying. `calls`
     are each program's calls with their tensors, by role, kind and rows; a `conductor`, where one is set, runs them in
-    the executor's place. `threads` is the number of threads for backends that bring their own. Raises PlanError when a
-    weight does not have the shape that the plan says.
+    the executor's place. `threads` is the number of threads for backends that bring their own. `overlap` says whether
+    programs may be started and waited for later: None where kernels run beside the host by nature, on a GPU; True on a
+    CPU too, by a thread. Raises PlanError when a weight does not have the shape that the plan says.
     """
 
     def __init__(
@@ -54,6 +73,7 @@ class Executor:
         weights: Mapping[str, WeightSource],
         progress: Progress | None = None,
         threads: int | None = None,
+        overlap: bool | None = None,
     ) -> None:
         self.plan = plan
         self._backends = {name: load_backend(name) for name in plan.backends}
@@ -61,15 +81,21 @@ class Executor:
         device = memory_of(plan)
         check_memory(plan, device)
         written = {name for p in plan.programs for name in output_buffers(p.kind, plan.options.acceptance)}
-        layout = lay_out(plan.buffers, written | {round_buffer(name) for name in written}, device)
+        on_device = device.type != "cpu"
+        self.stream: Stream | None = None
+        if overlap is not False and (overlap or on_device):
+            self.stream = DeviceStream() if on_device else ThreadStream()
+        follows = (FOLLOWS, TensorSpec(DType.I32, (plan.options.decode_rows,)))
+        layout = lay_out([*plan.buffers, follows], written | {round_buffer(name) for name in written}, device)
         self.buffers = layout.buffers
-        self.arrays = Arrays(layout, separate=device.type != "cpu")
+        self.arrays = Arrays(layout, separate=on_device or self.stream is not None)
         self.arena = memory_on(device, plan.arena_bytes)
         self.caches = {role.role: _caches(plan, role.role, device) for role in plan.roles}
         self.weights = {
             role.role: _on(device, load_weights(role.parameters, weights[role.role], role.role, progress))
             for role in plan.roles
         }
+        self.runs = 0
         self.launches_run = 0
         self.seconds_in_kernels = 0.0
         self.time_kernels = False
@@ -113,7 +139,7 @@ class Executor:
     def run(self, role: str, kind: str, rows: int) -> None:
         """Run the program of exactly this bucket on what its arrays hold."""
         reads, writes = self._touches[role, kind, rows]
-        self.arrays.before(reads)
+        self._begin(reads, rows)
         key = role, kind, rows
         if self.conductor is not None or self.probe is not None:
             self._run_watched(self._programs[key], self.calls[key])
@@ -124,13 +150,62 @@ class Executor:
     def run_loop(self, loop: DraftLoop, rounds: int) -> None:
         """Run the first `rounds` rounds of a draft loop on what its arrays hold, as one launch where backends can."""
         bound = self.loops.bound(loop, rounds)
-        self.arrays.before(bound.reads)
+        self._begin(bound.reads, loop.first)
         if self.conductor is not None or self.probe is not None:
             for program, calls in bound.programs:
                 self._run_watched(program, calls)
         else:
             self._launch(bound.launches)
         self.arrays.after(bound.writes)
+
+    def start(self, keys: Sequence[Key], follows: npt.NDArray[np.int64] | None = None) -> Started:
+        """Start programs, one after another, on what the arrays hold, without waiting for them.
+
+        `follows[i]` is the row of the last run whose sampled token row i is fed; None feeds `token_ids` as they are.
+        Raises PlanError when programs cannot run beside the host here.
+        """
+        if self.stream is None:
+            raise PlanError("these programs do not run beside the host; load the model with overlap=True")
+        reads: dict[str, None] = {}
+        writes: dict[str, None] = {}
+        for key in keys:
+            read, written = self._touches[key]
+            reads |= {name: None for name in read if name not in writes}
+            writes |= dict.fromkeys(written)
+        rows, launches = keys[0][2], [launch for key in keys for launch in self._launches[key]]
+        if follows is not None:
+            self.arrays[FOLLOWS][: follows.size] = follows
+        parcel = self.arrays.pack(reads, rows)
+
+        def work() -> None:
+            self.arrays.send(parcel, reads, rows)
+            if follows is not None:
+                n = follows.size
+                sampled, index, fed = (self.buffers[name] for name in ("sampled", FOLLOWS, "token_ids"))
+                torch.index_select(sampled, 0, index[:n], out=fed[:n])
+            for launch in launches:
+                launch()
+            self.arrays.fetch(parcel)
+
+        done = self.stream.start(work)
+        self.arrays.after(writes)
+        self.runs += 1
+        self.launches_run += len(launches)
+        return Started(parcel, done, self.runs)
+
+    def finish(self, started: Started, names: Sequence[str]) -> list[npt.NDArray[np.generic]]:
+        """Wait for started programs; copies of those of their short results. Raises what they raised."""
+        started.done.wait()
+        found = [self.arrays.result(started.parcel, name).copy() for name in names]
+        self.arrays.give_back(started.parcel)
+        return found
+
+    def _begin(self, reads: Iterable[str], rows: int) -> None:
+        """What the host launches itself comes after what it has started."""
+        if self.stream is not None:
+            self.stream.join()
+        self.runs += 1
+        self.arrays.before(tuple(reads), rows)
 
     def _launch(self, launches: tuple[Launch, ...]) -> None:
         self.launches_run += len(launches)

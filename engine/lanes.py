@@ -2,7 +2,8 @@
 
 Owns `Lanes`. What always holds: a lane is one running sequence's place in every array; `tokens[lane, :length[lane]]`
 are its known tokens, and what stands after them are drafts of the step under way, or nothing; arrays are indexed by
-lane, so a step over hundreds of sequences is planned with a few array operations.
+lane, so a step over hundreds of sequences is planned with a few array operations. Where a step has been launched and
+not read (`overlap.py`), a lane's length counts the token that it will give, which does not stand there yet.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Lanes:
         self.length[lane] = 0
         self._free.append(lane)
 
-    def append(self, lane: int, tokens: list[int]) -> None:
-        """Add tokens to a lane's known ones."""
-        start = int(self.length[lane])
-        self.tokens[lane, start : start + len(tokens)] = tokens
-        self.length[lane] = start + len(tokens)
+    def put(self, lane: int, start: int, tokens: list[int]) -> None:
+        """`tokens` stand from position `start` of a lane on; what is known reaches at least to their end."""
+        end = start + len(tokens)
+        self.tokens[lane, start:end] = tokens
+        self.length[lane] = max(int(self.length[lane]), end)

@@ -1,7 +1,7 @@
 """One call of a model's program on rows of several sequences.
 
-Owns `run_rows` and `cut_by_rows`. What always holds: the rows are verified against the ledger before the program runs;
-a step with more rows than a program holds is cut between sequences, never inside one.
+Owns `run_rows`, `prepare_rows` and `cut_by_rows`. What always holds: the rows are verified against the
+ledger before the program runs; a step with more rows than a program holds is cut between sequences, never inside one.
 """
 
 from __future__ import annotations
@@ -29,11 +29,26 @@ def run_rows(
     kind: str = DECODE,
 ) -> FilledRows:
     """Run positions `begin .. end` of the lanes `chosen` through `role`; their logits are in the engine's array."""
+    filled = prepare_rows(executor, ledger, lanes, role, chosen, begin, end, kind)
+    executor.run(role, kind, filled.bucket)
+    return filled
+
+
+def prepare_rows(
+    executor: Executor,
+    ledger: RoleLedger,
+    lanes: Lanes,
+    role: str,
+    chosen: Ints,
+    begin: Ints,
+    end: Ints,
+    kind: str = DECODE,
+) -> FilledRows:
+    """Fill and verify the rows of `run_rows`, and run nothing."""
     bucket = executor.bucket(role, kind, int((end - begin).sum()))
     inputs = executor.row_inputs(role, bucket)
     filled = fill_rows(inputs, ledger, lanes.tokens, chosen, begin, end)
     verify_rows(inputs, filled, ledger)
-    executor.run(role, kind, bucket)
     return filled
 
 

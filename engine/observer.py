@@ -20,7 +20,13 @@ from slotwise.plans.program import Program
 
 
 class Observer:
-    """Watches an engine; override what is of interest."""
+    """Watches an engine; override what is of interest.
+
+    While one with `is_in_step` watches, each step is settled before the next is started. Where all do without, `bound`
+    of a step may come before `judged` of the one before it, and an epoch before it has `ended`.
+    """
+
+    is_in_step = True
 
     def added(self, sequence: Running) -> None:
         """A request was queued, or ended at once because nothing may be generated."""

@@ -128,7 +128,8 @@ class Prefiller:
         if not self._plan.options.share_prefixes:
             return
         lane, target = _lane(sequence), self._ledger[TARGET]
-        upto = int(target.committed[lane])
+        # A step that has been started and not read is committed, but its tokens are not known yet.
+        upto = min(int(target.committed[lane]), self._known(sequence))
         if not self._plan.prefill_is_invariant:
             # Only whole chunks of a prompt have bits that another prompt with that beginning would compute.
             upto = min(upto, sequence.prompt_length) // self._grid * self._grid

@@ -31,7 +31,7 @@ def score(engine: Engine, token_ids: Sequence[int]) -> torch.Tensor:
     lane, ledger = engine.lanes.take(), engine.ledger[TARGET]
     lanes = np.array([lane])
     try:
-        engine.lanes.append(lane, list(token_ids))
+        engine.lanes.put(lane, 0, list(token_ids))
         ledger.open(lane)
         most = engine.executor.most_rows(TARGET, DECODE)
         for begin in range(0, len(token_ids), most):

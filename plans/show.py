@@ -14,6 +14,7 @@ from slotwise.core.printer import format_node
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
+from slotwise.plans.verify_overlap import why_no_overlap
 
 
 def size(nbytes: int) -> str:
@@ -41,6 +42,9 @@ def show_plan(plan: Plan, *, programs: bool = False) -> str:
         "any rows, same bits" if plan.prefill_is_invariant else f"on a grid of {options.prefill_chunk} from the start"
     )
     lines.append(f"  prefill chunks: {grid}")
+    refusal = why_no_overlap(plan)
+    ahead = "a step without drafts need not be read before the next is started" if refusal is None else refusal
+    lines.append(f"  overlap: {'none: ' if refusal else ''}{ahead}")
     lines.append("")
     for step in plan.steps:
         lines += [str(step), ""]

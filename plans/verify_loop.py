@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from slotwise.core.affine import Affine, prove, variable
 from slotwise.core.errors import VerificationError
-from slotwise.core.graph import Value
-from slotwise.core.ops import contract_of
 from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, loop_samplers, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import DRAFT, Program
 from slotwise.plans.sampling import output_buffers
 from slotwise.plans.step import FILLED, LENGTH, WIDTH
+from slotwise.plans.verify_feed import input_of, sampled_value, why_not_fed
 
 RULE = "loops"
 ROUND = variable("round")
@@ -58,36 +57,22 @@ def _verify_loop(plan: Plan, loop: DraftLoop, programs: dict[tuple[str, str, int
 
 def _verify_feed(plan: Plan, loop: DraftLoop, models: list[Program], sampler: Program) -> None:
     """The model's logits are the sampler's, and its tokens are ids that the next round's model can be fed."""
-    logits = _input(sampler, "logits")
-    vocabulary = int(logits.spec.shape[-1])
-    names = output_buffers(sampler.kind, plan.options.acceptance)
-    sampled = dict(zip(names, sampler.graph.outputs, strict=True))[FEEDS]
-    if not _is_below_vocabulary(sampler, sampled):
-        raise VerificationError(RULE, f"{loop}: no op of {sampler.name} promises that {sampled.name} is below V")
     for model in models:
-        given = model.graph.outputs[0].spec
-        if given.dtype is not logits.spec.dtype or given.sizes()[1] != vocabulary or given.sizes()[0] < loop.sequences:
-            raise VerificationError(RULE, f"{loop}: {model.name} gives {given}, {sampler.name} reads {logits.spec}")
+        reason = why_not_fed(sampler, model, plan.options.acceptance)
+        if reason is not None:
+            raise VerificationError(RULE, f"{loop}: {reason}")
+        given, sampled = model.graph.outputs[0].spec, sampled_value(sampler, plan.options.acceptance)
+        if given.sizes()[0] < loop.sequences:
+            raise VerificationError(RULE, f"{loop}: {model.name} gives {given}, too few for its sequences")
         if model.rows == loop.sequences:
-            fed = _input(model, FED).spec
-            if fed != sampled.spec:
+            fed = input_of(model, FED)
+            if fed is None:
+                raise VerificationError(RULE, f"program {model.name} has no input {FED}, which a loop feeds")
+            if sampled is None or fed.spec != sampled.spec:
+                found = None if sampled is None else sampled.spec
                 raise VerificationError(
-                    RULE, f"{loop}: {sampler.name} samples {sampled.spec}, but {model.name} reads {FED} as {fed}"
+                    RULE, f"{loop}: {sampler.name} samples {found}, but {model.name} reads {FED} as {fed.spec}"
                 )
-        tables = [node.inputs[1] for node in model.graph.nodes if node.op == "embedding"]
-        if not tables or any(table is None or int(table.spec.shape[0]) < vocabulary for table in tables):
-            raise VerificationError(
-                RULE, f"{loop}: {sampler.name} can sample {vocabulary} tokens, more than {model.name} has embeddings"
-            )
-
-
-def _is_below_vocabulary(sampler: Program, sampled: Value) -> bool:
-    """Whether the op that gives `sampled` promises a token id in every row, drawn or not."""
-    for node in sampler.graph.nodes:
-        for argument, value in zip(contract_of(node.op).outputs, node.outputs, strict=True):
-            if value == sampled:
-                return argument.below == "V"
-    return False
 
 
 def _verify_arrays(plan: Plan, loop: DraftLoop, programs: tuple[Program, Program]) -> None:
@@ -115,13 +100,6 @@ def _verify_arrays(plan: Plan, loop: DraftLoop, programs: tuple[Program, Program
                 raise VerificationError(
                     RULE, f"{loop}: {own} is {spec}, {slices} rounds of {value.spec} do not fit it evenly"
                 )
-
-
-def _input(program: Program, name: str) -> Value:
-    for value in program.graph.inputs:
-        if value.name == name:
-            return value
-    raise VerificationError(RULE, f"program {program.name} has no input {name}, which a loop feeds")
 
 
 def _prove_rows(plan: Plan) -> None:

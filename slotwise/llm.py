@@ -58,7 +58,9 @@ class LLM:
     `plan`, a saved plan or its file, stands for all of these: its options are taken, and any difference between it and
     what this version makes of these checkpoints is an error.
     `threads` is how many threads compute, PyTorch's for the whole process included (default: one for each core; 1 is
-    best for tiny models).
+    best for tiny models). `overlap` says whether a step without drafts may be launched before the tokens of the one
+    before it are read: None where kernels run beside Python by nature, on a GPU; True on a CPU too, by one more thread;
+    False never. Tokens are the same.
     `progress` shows bars for long work; by default on a terminal only.
 
     Raises CheckpointError, OptionError, BackendError, KernelSelectionError or PlanError, each a SlotwiseError, when
@@ -86,8 +88,11 @@ class LLM:
         preset: str | Path | None = None,
         plan: Plan | str | Path | None = None,
         threads: int | None = None,
+        overlap: bool | None = None,
         progress: bool | None = None,
     ) -> None:
+        if overlap is not None and not isinstance(overlap, bool):
+            raise OptionError(f"overlap must be true, false or None, is {overlap!r}")
         if threads is not None:
             if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
                 raise OptionError(f"threads must be an integer from 1 to 1024, is {threads!r}")
@@ -145,6 +150,7 @@ class LLM:
                 eos_ids=self._defaults.eos_token_ids or self.tokenizer.eos_ids,
                 progress=report,
                 threads=threads,
+                overlap=overlap,
             )
         debug.attach(engine)
         engine.observers.append(CrashRecorder(engine, self._folders))

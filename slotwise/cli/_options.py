@@ -58,6 +58,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads that compute (default: one for each core; 1 is best for tiny models)",
     )
+    group.add_argument(
+        "--overlap",
+        action=argparse.BooleanOptionalAction,
+        help="launch a step without drafts before the one before it is read (default: on a GPU)",
+    )
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -111,7 +116,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def load(parsed: argparse.Namespace) -> LLM:
     """The model that the options describe."""
-    return LLM(parsed.model, plan=parsed.plan, threads=parsed.threads, **plan_values(parsed))
+    return LLM(parsed.model, plan=parsed.plan, threads=parsed.threads, overlap=parsed.overlap, **plan_values(parsed))
 
 
 def plan_values(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class CrashRecorder(Observer):
     follows is its consequence.
     """
 
+    is_in_step = False
+
     def __init__(self, engine: Engine, folders: Mapping[str, str | None], folder: str | Path | None = None) -> None:
         self._engine, self._folders, self._folder = engine, folders, folder
         self._live: dict[int, Running] = {}

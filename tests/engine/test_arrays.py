@@ -85,7 +85,7 @@ def test_results_are_fetched_together_and_what_is_given_is_handed_over_together(
     arrays = Arrays(layout, separate=True)
     arrays["positions"][:] = [3, 4]
     arrays["seed"][:] = [5, 6, 7]
-    arrays.before(["positions"])
+    arrays.before(["positions"], 2)
     assert layout.buffers["positions"].tolist() == [3, 4]
     assert layout.buffers["seed"].tolist() == [5, 6, 7]
     layout.buffers["sampled"].copy_(torch.tensor([8, 9]))
@@ -128,10 +128,10 @@ def test_what_the_host_did_not_touch_is_not_handed_back_over_what_a_program_wrot
     buffers, arrays = layout.buffers, Arrays(layout, separate=True)
     buffers["logits"].fill_(5.0)
     arrays.after(["logits"])
-    arrays.before(["logits"])
+    arrays.before(["logits"], 2)
     assert buffers["logits"].eq(5).all()
     arrays["logits"][0, 0] = 7.0
-    arrays.before(["logits"])
+    arrays.before(["logits"], 2)
     assert buffers["logits"].flatten().tolist() == [7, 5, 5, 5, 5, 5]
 
 

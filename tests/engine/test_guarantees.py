@@ -1,7 +1,8 @@
 """With `coupled` acceptance, nothing but the request decides its tokens and log-probabilities, to the last bit.
 
 Not the drafter, the width, the page size, the size of the pool, who runs beside it, when it arrived, how often it gave
-its pages up, or what it shares. Counts are exact, and every slot comes back.
+its pages up, what it shares, or whether steps are started before those before them are read. Counts are exact, and
+every slot comes back.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ MODELS = [
 
 @dataclass(frozen=True)
 class World:
-    """Everything that must not matter: a model's drafter, the plan's options, when each request arrives."""
+    """What must not matter: a model's drafter, the plan's options, when each request arrives, whether steps overlap."""
 
     model: int
     draft: str
     options: tuple[tuple[str, Any], ...]
     requests: tuple[Request, ...]
     arrivals: tuple[int, ...]
+    overlap: bool
 
     def target(self) -> TinyModel:
         return MODELS[self.model]
@@ -120,6 +122,7 @@ def worlds(draw: st.DrawFn) -> World:
         tuple(options.items()),
         tuple(requests),
         tuple(draw(st.integers(0, 12)) for _ in requests),
+        draw(st.booleans()),
     )
 
 
@@ -180,7 +183,7 @@ def assert_exact_counts(completion: Completion, one: Request) -> None:
 def check(world: World) -> list[Sequence]:
     """Serve a world; every request must give what it gives alone."""
     options = dict(world.options)
-    engine = tiny_engine(world.target(), world.drafter(), **options)
+    engine = tiny_engine(world.target(), world.drafter(), overlap=world.overlap, **options)
     sequences = serve(engine, world)
     assert_all_returned(engine)
     for one, sequence in zip(world.requests, sequences, strict=True):
@@ -236,7 +239,7 @@ def test_each_row_of_a_batch_is_sampled_by_its_own_settings(draft: str) -> None:
         order = SETTINGS[rotation:] + SETTINGS[:rotation]
         requests = tuple(request(prompt_of(6), 16, **setting) for setting in order)
         options = {"max_sequences": len(order), "decode_rows": 64, "adaptive": False, "capacity": CAPACITY}
-        world = World(0, draft, tuple({**options, "prefill_chunk": 5}.items()), requests, (0,) * len(order))
+        world = World(0, draft, tuple({**options, "prefill_chunk": 5}.items()), requests, (0,) * len(order), True)
         found = {sequence.completion().token_ids for sequence in check(world)}
         assert len(found) == len(order) - 1  # a top-k of one is greedy
 

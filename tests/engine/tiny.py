@@ -198,6 +198,7 @@ def tiny_engine(
     eos_ids: Iterable[int] = (),
     drafter: Drafter | None = None,
     invariant_prefill: bool = False,
+    overlap: bool | None = None,
     **options: Any,
 ) -> Engine:
     """An engine over tiny models; `options` are the plan's."""
@@ -206,7 +207,7 @@ def tiny_engine(
     plan = tiny_plan(target.spec, drafting, chosen, invariant_prefill)
     weights = {TARGET: target.weights} | ({DRAFT: draft.weights} if isinstance(draft, TinyModel) else {})
     with mock.patch("slotwise.engine.executor.load_backend", return_value=uneven()):
-        return Engine(plan, weights, pieces=pieces, eos_ids=eos_ids, drafter=drafter)
+        return Engine(plan, weights, pieces=pieces, eos_ids=eos_ids, drafter=drafter, overlap=overlap)
 
 
 def request(prompt: Sequence[int], max_new_tokens: int = 8, **sampling: Any) -> Request:

@@ -169,7 +169,7 @@ def test_a_sampler_that_promises_no_token_id_cannot_feed_a_round(
         contract = contract_of(op)
         return dataclasses.replace(contract, outputs=tuple(dataclasses.replace(a, below="") for a in contract.outputs))
 
-    monkeypatch.setattr("slotwise.plans.verify_loop.contract_of", without_promise)
+    monkeypatch.setattr("slotwise.plans.verify_feed.contract_of", without_promise)
     with pytest.raises(VerificationError, match=r"no op of sampler\.greedy\.1 promises"):
         verify_loops(pair_plan)
 

@@ -1,0 +1,75 @@
+"""Whether a plan's steps may be started before the step before them has been read.
+
+Owns `why_no_overlap` and `verify_follow`. What always holds: in a plan that may, a step without drafts moves every mark
+by an amount that is known before its tokens are, so the next one is bound and verified against marks that stand; and
+the one thing the host does not know, each row's token, is one that the step before has drawn, an id of the model.
+"""
+
+from __future__ import annotations
+
+from slotwise.core.affine import prove
+from slotwise.core.errors import VerificationError
+from slotwise.core.ledger import RoleLedger
+from slotwise.plans.plan import Plan
+from slotwise.plans.program import DECODE, SAMPLER, TARGET, Program
+from slotwise.plans.rows import FilledRows, Ints
+from slotwise.plans.sampling import GREEDY, SAMPLE
+from slotwise.plans.step import KEPT, LENGTH, WIDTH
+from slotwise.plans.verify_binding import some
+from slotwise.plans.verify_feed import input_of, sampled_value, why_not_fed
+
+RULE = "overlap"
+
+
+def why_no_overlap(plan: Plan) -> str | None:
+    """Why steps of the plan wait for each other; None when a step without drafts need not be waited for."""
+    if plan.draft != "none":
+        return "how many drafts are accepted is known when the step has run"
+    decode = plan.step("decode")
+    # k = 0, and kept from 1 to k + 1: so whatever is sampled, the mark ends where the next step's span begins.
+    premises = [LENGTH - 1, WIDTH, WIDTH * -1, KEPT - 1, WIDTH + 1 - KEPT]
+    for op in decode.ops:
+        for end in op.ends if op.op == "commit" else ():
+            if not (prove(premises, end - LENGTH) and prove(premises, LENGTH - end)):
+                return f"it is not proved that a step without drafts commits up to {LENGTH}: {end}"
+    models = [p for p in plan.programs if (p.role, p.kind) == (TARGET, DECODE)]
+    for sampler in plan.programs:
+        if sampler.role == SAMPLER and sampler.kind in (GREEDY, SAMPLE):
+            for model in models:
+                reason = why_not_fed(sampler, model, plan.options.acceptance) or _differs(sampler, model, plan)
+                if reason is not None:
+                    return reason
+    return None
+
+
+def _differs(sampler: Program, model: Program, plan: Plan) -> str | None:
+    """Why a sampled token is no token id as the model reads it."""
+    fed, sampled = input_of(model, "token_ids"), sampled_value(sampler, plan.options.acceptance)
+    if fed is None or sampled is None or fed.spec.dtype is not sampled.spec.dtype:
+        given, read = (None if value is None else value.spec for value in (sampled, fed))
+        return f"{sampler.name} samples {given}, {model.name} reads token_ids as {read}"
+    return None
+
+
+def verify_follow(before: FilledRows, after: FilledRows, follows: Ints, ledger: RoleLedger) -> None:
+    """Check that each row of `after` is fed what row `follows[i]` of `before` sampled: its own sequence's next token.
+
+    Both are calls with a row a sequence. Raises VerificationError of the rule `overlap`.
+    """
+    if some((follows < 0) | (follows >= before.rows)) or follows.size != after.rows:
+        raise VerificationError(
+            RULE, f"{ledger.role}: {after.rows} rows follow the rows {follows.tolist()} of a call of {before.rows}"
+        )
+    lanes, positions = before.row_lanes[follows], before.row_positions[follows]
+    if some((lanes != after.row_lanes) | (positions + 1 != after.row_positions)):
+        raise VerificationError(
+            RULE,
+            f"{ledger.role}: rows at {after.row_positions.tolist()} of lanes {after.row_lanes.tolist()} would be fed "
+            f"what rows at {positions.tolist()} of lanes {lanes.tolist()} sampled",
+        )
+    if some(before.end[follows] != ledger.committed[lanes]):
+        raise VerificationError(
+            RULE,
+            f"{ledger.role}: the rows before end at {before.end[follows].tolist()}, committed are "
+            f"{ledger.committed[lanes].tolist()}",
+        )
