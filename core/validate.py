@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
+from slotwise.core.comparison import allowed_distance, compare
 from slotwise.core.contract import Argument, Case, OpContract
 from slotwise.core.graph import Attr
-from slotwise.core.guard_zones import GUARD, Guarded, unravel
+from slotwise.core.guard_zones import GUARD, Guarded
 from slotwise.core.specs import DType, TensorSpec
 
 _POISON_INTEGER = 0x5A
@@ -144,7 +145,7 @@ def try_case(
     worst: tuple[str, tuple[int, ...]] | None = None
     for argument in (*contract.outputs, *_written(contract)):
         name = argument.name
-        found = _compare(run.tensors[name], expected[name], _allowed(contract, dtype, argument, expected, seen))
+        found = compare(run.tensors[name], expected[name], allowed_distance(contract, dtype, argument, expected, seen))
         relative = max(relative, found.relative)
         if worst is None or found.error > error or found.message:
             error, worst = found.error, (name, found.index)
@@ -350,59 +351,3 @@ def _dtype_of(argument: Argument, value: torch.Tensor, dtype: DType) -> torch.dt
 
 def _written(contract: OpContract) -> list[Argument]:
     return [argument for argument in contract.inputs if argument.cache == "writes"]
-
-
-def _allowed(
-    contract: OpContract,
-    dtype: DType,
-    argument: Argument,
-    expected: Mapping[str, torch.Tensor],
-    seen: Mapping[str, torch.Tensor],
-) -> torch.Tensor:
-    """The distance from `expected` that each element may have: float64, of its shape."""
-    want = expected[argument.name]
-    tolerance = contract.tolerance[dtype]
-    wide = want.double()
-    allowed = tolerance.absolute + tolerance.relative * torch.where(wide.isfinite(), wide.abs(), 0.0)
-    if argument.cache == "writes":
-        # What the op leaves alone in a cache belongs to other tokens: there no difference is small.
-        allowed = torch.where(want == seen[argument.name], 0.0, allowed)
-    if not want.dtype.is_floating_point:
-        # Token numbers and counts are right or wrong. A row that is not ok has no token.
-        allowed = torch.zeros_like(wide)
-        ok = expected.get("ok")
-        if ok is not None and argument.name != "ok":
-            allowed[~ok] = math.inf
-    return allowed
-
-
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    """The greatest distances, where the worst is, and what is wrong (empty when nothing)."""
-
-    error: float
-    relative: float
-    index: tuple[int, ...]
-    message: str
-
-
-def _compare(got: torch.Tensor, want: torch.Tensor, allowed: torch.Tensor) -> _Comparison:
-    found = got.double()
-    rounded = want.to(got.dtype).double()
-    wide = torch.where(allowed == 0, rounded, want.double())
-    same = (found == wide) | (found.isnan() & wide.isnan()) | allowed.isinf()
-    distance = torch.where(same, 0.0, (found - wide).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
-    if not distance.numel():
-        return _Comparison(0.0, 0.0, (), "")
-    wrong = distance > allowed
-    at = int(torch.where(wrong, distance - allowed, -math.inf).argmax() if bool(wrong.any()) else distance.argmax())
-    index = unravel(at, distance.shape)
-    error = float(distance.flatten()[at])
-    relative = float((distance / wide.abs().clamp(min=1e-30)).nan_to_num(nan=0.0).max())
-    message = ""
-    if bool(wrong.any()):
-        message = (
-            f"is {got.flatten()[at].item()}, expected {wide.flatten()[at].item()}: off by {error:.3g} where "
-            f"{float(allowed.flatten()[at]):.3g} is allowed ({int(wrong.sum())} of {got.numel()} elements are wrong)"
-        )
-    return _Comparison(error, relative, index, message)

@@ -121,7 +121,7 @@ NUMBA_TESTS = TESTS | {
     "activation.py": "gated or logits or softcap",
     "attention.py": "attention or write_slots or sequence",
     "attention_tiles.py": "attention and tiles",
-    "blocks.py": "norm or greedy or filter or sample",
+    "blocks.py": "norm or greedy or filter or sample or attention or linear",
     "linear_rows.py": "(linear or logits or product) and not tiles",
     "linear_tiles.py": "tiles and not attention",
 }

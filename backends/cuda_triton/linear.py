@@ -3,7 +3,8 @@
 Owns the kernels of `linear`, `linear_heads`, `linear_qkv`, `linear_gated`, `logits` and `gated_activation`. What always
 holds: `<op>.rows` sums each output over K in one order that N and K alone decide, in tiles of 16 or 32 rows that the
 same tensor-core instruction multiplies, so a row's bits do not depend on the others'; where N is small, K is cut into
-parts (`parts_of`) that a second launch adds up in order. `<op>.tiles` is for prefill and promises nothing.
+parts (`parts_of`) that a second launch adds up in order. `<op>.tiles` is for prefill and promises nothing. What follows
+a sum, and the launches that make a product, are the same for quantised weights (`linear_q.py`).
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -11,9 +12,13 @@ parts (`parts_of`) that a second launch adds up in order. `<op>.tiles` is for pr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import triton
 import triton.language as tl
+from triton.runtime.jit import JITFunction
 
 from slotwise.backends.cuda_triton.configurations import configure
 from slotwise.backends.cuda_triton.launch import Step, triton_kernel
@@ -77,6 +82,28 @@ def finish(
 
 
 @triton.jit
+def finish_or_keep(
+    acc, acc_up, row, column, part, bias, out, second, third, partial, rows, outputs, first_width, other_width, softcap,
+    MODE: tl.constexpr, BIASED: tl.constexpr, CAPPED: tl.constexpr, ACTIVATION: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """A tile's sums, `row` [M] by `column` [N]: finished where they are over all of K, else kept for `add_parts`."""
+    inside = (row < rows)[:, None] & (column < outputs)[None, :]
+    long = tl.full((), 1, tl.int64)  # sizes that are 1 come as constants, which have no dtype to change
+    long_row, wide_column = row.to(tl.int64)[:, None], column[None, :]
+    if PARTS == 1:
+        finish(
+            acc, acc_up, long_row, wide_column, inside, bias, out, second, third, outputs, first_width, other_width,
+            softcap, MODE, BIASED, CAPPED, ACTIVATION,
+        )  # fmt: skip
+    else:
+        kinds: tl.constexpr = 2 if MODE == 2 else 1
+        at = (long * part * kinds * rows + long_row) * outputs + wide_column
+        tl.store(partial + at, acc, mask=inside)
+        if MODE == 2:
+            tl.store(partial + at + long * rows * outputs, acc_up, mask=inside)
+
+
+@triton.jit
 def product(
     x, weight, bias, out, second, third, partial, rows, outputs, inner, part_size, first_width, other_width, softcap,
     MODE: tl.constexpr, BIASED: tl.constexpr, CAPPED: tl.constexpr, ACTIVATION: tl.constexpr, PARTS: tl.constexpr,
@@ -106,19 +133,10 @@ def product(
             up_at = weight_at + long * outputs * inner + start
             b = tl.load(up_at, mask=(column < outputs)[None, :] & left[:, None], other=0.0)
             acc_up = tl.dot(a, b, acc_up, input_precision="ieee")
-    inside = (row < rows)[:, None] & (column < outputs)[None, :]
-    long_row, wide_column = row.to(tl.int64)[:, None], column[None, :]
-    if PARTS == 1:
-        finish(
-            acc, acc_up, long_row, wide_column, inside, bias, out, second, third, outputs, first_width, other_width,
-            softcap, MODE, BIASED, CAPPED, ACTIVATION,
-        )  # fmt: skip
-    else:
-        kinds: tl.constexpr = 2 if MODE == 2 else 1
-        at = (long * part * kinds * rows + long_row) * outputs + wide_column
-        tl.store(partial + at, acc, mask=inside)
-        if MODE == 2:
-            tl.store(partial + at + long * rows * outputs, acc_up, mask=inside)
+    finish_or_keep(
+        acc, acc_up, row, column, part, bias, out, second, third, partial, rows, outputs, first_width, other_width,
+        softcap, MODE, BIASED, CAPPED, ACTIVATION, PARTS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -164,13 +182,37 @@ def parts_of(outputs: int, inner: int) -> int:
     return parts
 
 
-def _sizes(call: CallSpec) -> tuple[int, int, int]:
-    """Rows, outputs (of one of gate and up) and K."""
-    x, weight = call.inputs[0], call.inputs[1]
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A product's sizes, and into how many parts K is cut."""
+
+    op: str  # with quantised weights, what it means
+    rows: int
+    outputs: int  # of one of gate and up
+    inner: int
+    parts: int
+
+    @property
+    def part_size(self) -> int:
+        """Elements of K of each part but the last."""
+        return math.ceil(self.inner / self.parts / PART_UNIT) * PART_UNIT
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of the parts' sums."""
+        sums = self.parts * (2 if self.op == "linear_gated" else 1) * self.rows * self.outputs
+        return sums * DType.F32.itemsize if self.parts > 1 else 0
+
+
+def cut_of(call: CallSpec, kind: str) -> Cut:
+    """How `<op>.<kind>` cuts a call, whose second input is the weight or its codes."""
+    op = call.op.removesuffix("_q")
+    x, weight = call.inputs[:2]
     assert x is not None
     assert weight is not None
     rows, inner = x.sizes()
-    return rows, weight.sizes()[0] // (2 if call.op == "linear_gated" else 1), inner
+    outputs = weight.sizes()[0] // (2 if op == "linear_gated" else 1)
+    return Cut(op, rows, outputs, inner, parts_of(outputs, inner) if kind == "rows" else 1)
 
 
 _OUTPUTS = {
@@ -183,55 +225,53 @@ _OUTPUTS = {
 _MODES = {"linear_qkv": QKV, "linear_gated": GATED, "logits": LOGITS}
 
 
-def finishing(
-    call: CallSpec, op: str, rows: int, outputs: int, parts: int
-) -> tuple[dict[str, int | float], dict[str, int | float | str | bool], dict[str, str | Scratch | None]]:
-    """What `finish` and `add_parts` are given for a call that means `op`: numbers, constants and tensors."""
+def _finishing(call: CallSpec, cut: Cut) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What `finish_or_keep` and `add_parts` are given: numbers, constants and tensors."""
     biased = call.contract.inputs[-1].name == "bias" and call.inputs[-1] is not None
     softcap = float(call.attrs.get("softcap", 0.0))
     head_dim = int(call.attrs.get("head_dim", 1))
-    numbers: dict[str, int | float] = {
-        "rows": rows,
-        "outputs": outputs,
+    numbers = {
+        "rows": cut.rows,
+        "outputs": cut.outputs,
         "first_width": int(call.attrs.get("q_heads", 1)) * head_dim,
         "other_width": int(call.attrs.get("kv_heads", 1)) * head_dim,
         "softcap": softcap or 1.0,
     }
-    constants: dict[str, int | float | str | bool] = {
-        "MODE": _MODES.get(op, PLAIN),
+    constants = {
+        "MODE": _MODES.get(cut.op, PLAIN),
         "BIASED": biased,
         "CAPPED": softcap > 0,
         "ACTIVATION": str(call.attrs.get("activation", "")),
-        "PARTS": parts,
+        "PARTS": cut.parts,
     }
-    out, second, third = _OUTPUTS[op]
-    tensors: dict[str, str | Scratch | None] = {"out": out, "second": second, "third": third}
-    tensors |= {"partial": Scratch(0, DType.F32) if parts > 1 else None} | ({} if biased else {"bias": None})
+    tensors: dict[str, str | Scratch | None] = dict(zip(("out", "second", "third"), _OUTPUTS[cut.op], strict=True))
+    tensors |= {"partial": Scratch(0, DType.F32) if cut.parts > 1 else None} | ({} if biased else {"bias": None})
     return numbers, constants, tensors
 
 
-def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
-    rows, outputs, inner = _sizes(call)
-    parts = parts_of(outputs, inner) if kind == "rows" else 1
-    numbers, constants, tensors = finishing(call, call.op, rows, outputs, parts)
-    facts = {"rows": rows, "outputs": outputs, "itemsize": call.dtype.itemsize}
-    chosen = configure(f"{'gated' if call.op == 'linear_gated' else 'linear'}_{kind}", generation, **facts)
-    block = chosen.block
-    grid = (triton.cdiv(rows, block["BLOCK_M"]), triton.cdiv(outputs, block["BLOCK_N"]), parts)
-    size = triton.cdiv(triton.cdiv(inner, parts), PART_UNIT) * PART_UNIT
-    first = Step(product, grid, chosen, numbers | {"inner": inner, "part_size": size}, constants, tensors)
-    if parts == 1:
+def product_steps(
+    call: CallSpec, generation: str, kind: str, function: JITFunction[Any],
+    numbers: dict[str, int], constants: dict[str, int], tensors: dict[str, None],
+) -> tuple[Step, ...]:  # fmt: skip
+    """The product by `function`, given its own numbers, constants and tensors; then its parts' sum, where K is cut."""
+    cut = cut_of(call, kind)
+    shared_numbers, shared_constants, shared_tensors = _finishing(call, cut)
+    table = f"{'gated' if cut.op == 'linear_gated' else 'linear'}{'_q' if call.op.endswith('_q') else ''}_{kind}"
+    facts = {"rows": cut.rows, "outputs": cut.outputs, "itemsize": call.dtype.itemsize}
+    chosen = configure(table, generation, **facts, bits=int(call.attrs.get("bits", 0)))
+    grid = (math.ceil(cut.rows / chosen.block["BLOCK_M"]), math.ceil(cut.outputs / chosen.block["BLOCK_N"]), cut.parts)
+    given = (shared_numbers | numbers, shared_constants | constants, shared_tensors | tensors)
+    first = Step(function, grid, chosen, *given)
+    if cut.parts == 1:
         return (first,)
     adding = configure("add_parts", generation)
-    return first, Step(
-        add_parts, (rows, triton.cdiv(outputs, adding.block["BLOCK"])), adding, numbers, constants, tensors
-    )
+    grid = (cut.rows, math.ceil(cut.outputs / adding.block["BLOCK"]), 1)
+    return first, Step(add_parts, grid, adding, shared_numbers, shared_constants, shared_tensors)
 
 
-def _workspace(call: CallSpec) -> int:
-    rows, outputs, inner = _sizes(call)
-    parts, kinds = parts_of(outputs, inner), 2 if call.op == "linear_gated" else 1
-    return parts * kinds * rows * outputs * 4 if parts > 1 else 0
+def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
+    cut = cut_of(call, kind)
+    return product_steps(call, generation, kind, product, {"inner": cut.inner, "part_size": cut.part_size}, {}, {})
 
 
 def _gate(call: CallSpec, generation: str) -> tuple[Step, ...]:
@@ -249,14 +289,21 @@ def refuses(call: CallSpec) -> str | None:
     return None
 
 
-def _pair(op: str) -> tuple[Kernel, Kernel]:
+def product_kernels(op: str, steps: Callable[[CallSpec, str, str], tuple[Step, ...]]) -> tuple[Kernel, Kernel]:
+    """`<op>.rows` and `<op>.tiles`, whose launches `steps(call, generation, kind)` gives."""
     return (
-        triton_kernel(op, "rows", lambda c, g: _steps(c, g, "rows"), refuses=refuses, workspace=_workspace),
-        triton_kernel(op, "tiles", lambda c, g: _steps(c, g, "tiles"), refuses=refuses, invariant_rows=0),
+        triton_kernel(
+            op,
+            "rows",
+            lambda c, g: steps(c, g, "rows"),
+            refuses=refuses,
+            workspace=lambda c: cut_of(c, "rows").workspace,
+        ),
+        triton_kernel(op, "tiles", lambda c, g: steps(c, g, "tiles"), refuses=refuses, invariant_rows=0),
     )
 
 
 KERNELS = (
-    *(kernel for op in _OUTPUTS for kernel in _pair(op)),
+    *(kernel for op in _OUTPUTS for kernel in product_kernels(op, _steps)),
     triton_kernel("gated_activation", "flat", _gate, refuses=refuses),
 )

@@ -15,17 +15,9 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from slotwise.backends.cuda_triton.configurations import configure
-from slotwise.backends.cuda_triton.launch import Step, triton_kernel
-from slotwise.backends.cuda_triton.linear import (
-    PART_UNIT,
-    add_parts,
-    finish,
-    finishing,
-    parts_of,
-    refuses,
-)
-from slotwise.core.backend import CallSpec, Kernel
+from slotwise.backends.cuda_triton.launch import Step
+from slotwise.backends.cuda_triton.linear import cut_of, finish_or_keep, product_kernels, product_steps
+from slotwise.core.backend import CallSpec
 from slotwise.core.ops.linear_q import FLOAT_OPS, GROUP
 
 BLOCK_BYTES: Mapping[int, int] = {2: 128, 4: 32}
@@ -113,69 +105,25 @@ def quantised_product(
                 acc_up, low, high, codes, scale, offset, wide + long * outputs, fits, row_bytes, groups, start, end,
                 BITS, SHIFTED, BLOCK, BLOCK_N,
             )  # fmt: skip
-    inside = (row < rows)[:, None] & fits[None, :]
-    long_row, wide_column = row.to(tl.int64)[:, None], column[None, :]
-    if PARTS == 1:
-        finish(
-            acc, acc_up, long_row, wide_column, inside, bias, out, second, third, outputs, first_width, other_width,
-            softcap, MODE, BIASED, CAPPED, ACTIVATION,
-        )  # fmt: skip
-    else:
-        kinds: tl.constexpr = 2 if MODE == 2 else 1
-        at = (long * part * kinds * rows + long_row) * outputs + wide_column
-        tl.store(partial + at, acc, mask=inside)
-        if MODE == 2:
-            tl.store(partial + at + long * rows * outputs, acc_up, mask=inside)
-
-
-def _sizes(call: CallSpec) -> tuple[int, int, int]:
-    """Rows, outputs (of one of gate and up) and K."""
-    x, codes = call.inputs[0], call.inputs[1]
-    assert x is not None
-    assert codes is not None
-    rows, inner = x.sizes()
-    return rows, codes.sizes()[0] // (2 if call.op == "linear_gated_q" else 1), inner
+    finish_or_keep(
+        acc, acc_up, row, column, part, bias, out, second, third, partial, rows, outputs, first_width, other_width,
+        softcap, MODE, BIASED, CAPPED, ACTIVATION, PARTS,
+    )  # fmt: skip
 
 
 def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
-    rows, outputs, inner = _sizes(call)
-    bits = int(call.attrs["bits"])
-    parts = parts_of(outputs, inner) if kind == "rows" else 1
-    numbers, constants, tensors = finishing(call, call.op.removesuffix("_q"), rows, outputs, parts)
-    table = f"{'gated' if call.op == 'linear_gated_q' else 'linear'}_q_{kind}"
-    chosen = configure(table, generation, rows=rows, outputs=outputs, itemsize=call.dtype.itemsize, bits=bits)
-    block = chosen.block
-    shifted = call.inputs[3] is not None
-    size = triton.cdiv(triton.cdiv(inner, parts), PART_UNIT) * PART_UNIT
-    bytes_of_codes = {"row_bytes": inner * bits // 8, "groups": inner // GROUP, "part_bytes": size * bits // 8}
-    first = Step(
-        quantised_product,
-        (triton.cdiv(rows, block["BLOCK_M"]), triton.cdiv(outputs, block["BLOCK_N"]), parts),
-        chosen,
-        numbers | {"inner": inner} | bytes_of_codes,
-        constants
-        | {"BITS": bits, "SHIFTED": shifted}
-        | ({"BLOCK": BLOCK_BYTES[call.dtype.itemsize]} if kind == "rows" else {}),
-        tensors | ({} if shifted else {"offset": None}),
-    )
-    if parts == 1:
-        return (first,)
-    adding = configure("add_parts", generation)
-    grid = (rows, triton.cdiv(outputs, adding.block["BLOCK"]))
-    return first, Step(add_parts, grid, adding, numbers, constants, tensors)
+    cut, bits, shifted = cut_of(call, kind), int(call.attrs["bits"]), call.inputs[3] is not None
+    numbers = {
+        "inner": cut.inner,
+        "row_bytes": cut.inner * bits // 8,
+        "groups": cut.inner // GROUP,
+        "part_bytes": cut.part_size * bits // 8,
+    }
+    constants = {"BITS": bits, "SHIFTED": shifted}
+    if kind == "rows":
+        constants["BLOCK"] = BLOCK_BYTES[call.dtype.itemsize]
+    tensors = {} if shifted else {"offset": None}
+    return product_steps(call, generation, kind, quantised_product, numbers, constants, tensors)
 
 
-def _workspace(call: CallSpec) -> int:
-    rows, outputs, inner = _sizes(call)
-    parts, kinds = parts_of(outputs, inner), 2 if call.op == "linear_gated_q" else 1
-    return parts * kinds * rows * outputs * 4 if parts > 1 else 0
-
-
-def _pair(op: str) -> tuple[Kernel, Kernel]:
-    return (
-        triton_kernel(op, "rows", lambda c, g: _steps(c, g, "rows"), refuses=refuses, workspace=_workspace),
-        triton_kernel(op, "tiles", lambda c, g: _steps(c, g, "tiles"), refuses=refuses, invariant_rows=0),
-    )
-
-
-KERNELS = tuple(kernel for op in FLOAT_OPS for kernel in _pair(op))
+KERNELS = tuple(kernel for op in FLOAT_OPS for kernel in product_kernels(op, _steps))

@@ -20,7 +20,7 @@ import torch
 from triton.testing import do_bench
 
 from slotwise.backends.cuda_triton import linear as kernels_of_linear
-from slotwise.backends.cuda_triton import linear_q as kernels_of_linear_q
+from slotwise.backends.cuda_triton import linear_q
 from slotwise.backends.cuda_triton.configurations import Configuration, entries, generation_of
 from slotwise.core.backend import Kernel
 from slotwise.core.errors import BackendError, nearest
@@ -28,9 +28,8 @@ from slotwise.core.graph import Attr
 from slotwise.core.ops.linear_q import FLOAT_OPS
 from slotwise.core.quantise import GROUP, dequantise, quantise
 
-# The tuner forces a configuration where these modules would choose one.
+# The tuner forces a configuration where this module would choose one, for products of either kind of weight.
 linear: Any = kernels_of_linear
-linear_q: Any = kernels_of_linear_q
 
 MARGIN = 0.03
 """A candidate must be faster by this share: less is noise."""
@@ -111,9 +110,7 @@ def _seconds(generation: str, table: str, configuration: Configuration) -> float
     attrs: dict[str, Attr] = {"activation": "silu"} if op.startswith("linear_gated") else {}
     attrs |= {"bits": _BITS} if op in FLOAT_OPS else {}
     choose = linear.configure
-    linear.configure = linear_q.configure = lambda name, *_, **facts: (
-        configuration if name == table else choose(name, generation, **facts)
-    )
+    linear.configure = lambda name, *_, **facts: configuration if name == table else choose(name, generation, **facts)
     try:
         scratch = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
         launch = kernel.bind(inputs, (out,), attrs, scratch)
@@ -124,7 +121,7 @@ def _seconds(generation: str, table: str, configuration: Configuration) -> float
     except Exception:  # too much shared memory or registers, or a shape that Triton cannot compile: not a candidate
         return float("inf")
     finally:
-        linear.configure = linear_q.configure = choose
+        linear.configure = choose
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """What the intrinsics are on a GPU: LLVM instructions and inline PTX.
 
-Owns one function for each intrinsic, called when it is first compiled; importing this module needs no Numba-CUDA. What
-always holds: the meaning stands beside the simulated side (`elements.py`, `tensor_cores.py`), and the texts here are
-PTX as its manual has it (NVIDIA, "Parallel Thread Execution ISA"), for sm_80 and newer.
+Owns one function for each intrinsic, made by `intrinsics.py` when it is first compiled; importing this module needs no
+Numba-CUDA. What always holds: the meaning stands beside the simulated side (`elements.py`, `tensor_cores.py`), and the
+texts here are PTX as its manual has it (NVIDIA, "Parallel Thread Execution ISA"), for sm_80 and newer.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
@@ -13,65 +13,15 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-
-def _numba() -> tuple[Any, Any, Any, Any]:
-    """Numba's intrinsic decorator, types, cgutils and llvmlite's IR."""
-    from llvmlite import ir
-    from numba.cuda import cgutils, types
-    from numba.cuda.extending import intrinsic
-
-    return intrinsic, types, cgutils, ir
-
-
-def _operation(arguments: str, result: str, build: Callable[..., Any]) -> Any:
-    """An intrinsic on numbers: `build(ir, builder, *values)` gives the result; types are named as in `_type_of`."""
-    intrinsic, types, _, ir = _numba()
-    signature = _type_of(types, result)(*(_type_of(types, name) for name in arguments.split()))
-
-    def codegen(context, builder, signature, values):
-        return _made(context, builder, signature, build(ir, builder, *values))
-
-    return _with_arity(intrinsic, len(signature.args), lambda *_: (signature, codegen))
-
-
-def _made(context, builder, signature, result):
-    """A list of values as the tuple of the signature; anything else as it is."""
-    if isinstance(result, list):
-        return context.make_tuple(builder, signature.return_type, result)
-    return result
-
-
-def _type_of(types, name: str) -> Any:
-    """`f32`, `u16`, `i64`, ...; `f32*4` is a tuple of four; `()` is nothing."""
-    if name == "()":
-        return types.void
-    base, _, count = name.partition("*")
-    found = {
-        "f32": types.float32,
-        "u16": types.uint16,
-        "u32": types.uint32,
-        "i32": types.int32,
-        "i64": types.int64,
-    }[base]
-    return types.UniTuple(found, int(count)) if count else found
-
-
-def _with_arity(intrinsic, count: int, typed: Callable[..., Any]) -> Any:
-    """Numba reads the number of arguments off the typing function's signature."""
-    names = ", ".join(f"a{i}" for i in range(count))
-    space: dict[str, Any] = {"typed": typed}
-    exec(f"def operation(context, {names}):\n    return typed({names})", space)
-    return intrinsic(space["operation"])
-
-
-def _assembly(ir, builder, text: str, constraints: str, results: list[Any], values, side_effect: bool = False):
-    """Inline PTX; gives a list of results, or one."""
-    single = results[0] if results else ir.VoidType()
-    kind = ir.LiteralStructType(results) if len(results) > 1 else single
-    function = ir.FunctionType(kind, [value.type for value in values])
-    call = builder.call(ir.InlineAsm(function, text, constraints, side_effect=side_effect), list(values))
-    return [builder.extract_value(call, i) for i in range(len(results))] if len(results) > 1 else call
-
+from slotwise.backends.numba_cuda.intrinsics import (
+    access,
+    global_address,
+    inline_ptx,
+    numba_parts,
+    operation,
+    statement,
+    with_arity,
+)
 
 # Conversions.
 
@@ -84,30 +34,30 @@ def widen_bf16() -> Any:
         wide = builder.shl(builder.zext(bits, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
         return builder.bitcast(wide, ir.FloatType())
 
-    return _operation("u16", "f32", build)
+    return operation("u16", "f32", build)
 
 
 @functools.cache
 def round_bf16() -> Any:
     """`cvt.rn.bf16.f32`."""
-    return _operation(
-        "f32", "u16", lambda ir, b, x: _assembly(ir, b, "cvt.rn.bf16.f32 $0, $1;", "=h,f", [ir.IntType(16)], [x])
+    return operation(
+        "f32", "u16", lambda ir, b, x: inline_ptx(ir, b, "cvt.rn.bf16.f32 $0, $1;", "=h,f", [ir.IntType(16)], [x])
     )
 
 
 @functools.cache
 def widen_f16() -> Any:
     """`cvt.f32.f16`."""
-    return _operation(
-        "u16", "f32", lambda ir, b, x: _assembly(ir, b, "cvt.f32.f16 $0, $1;", "=f,h", [ir.FloatType()], [x])
+    return operation(
+        "u16", "f32", lambda ir, b, x: inline_ptx(ir, b, "cvt.f32.f16 $0, $1;", "=f,h", [ir.FloatType()], [x])
     )
 
 
 @functools.cache
 def round_f16() -> Any:
     """`cvt.rn.f16.f32`."""
-    return _operation(
-        "f32", "u16", lambda ir, b, x: _assembly(ir, b, "cvt.rn.f16.f32 $0, $1;", "=h,f", [ir.IntType(16)], [x])
+    return operation(
+        "f32", "u16", lambda ir, b, x: inline_ptx(ir, b, "cvt.rn.f16.f32 $0, $1;", "=h,f", [ir.IntType(16)], [x])
     )
 
 
@@ -123,12 +73,12 @@ def _codes(prepare: Callable[..., Any], zero: float) -> Any:
         made = []
         for place in range(4):
             text = f"prmt.b32 $0, $1, 0x4B000000, 0x744{place};"
-            bits = _assembly(ir, builder, text, "=r,r", [ir.IntType(32)], [word])
+            bits = inline_ptx(ir, builder, text, "=r,r", [ir.IntType(32)], [word])
             value = builder.bitcast(bits, ir.FloatType())
             made.append(builder.fsub(value, ir.Constant(ir.FloatType(), origin)))
         return made
 
-    return _operation("u32", "f32*4", build)
+    return operation("u32", "f32*4", build)
 
 
 @functools.cache
@@ -157,34 +107,10 @@ def high_codes() -> Any:
 @functools.cache
 def bits_of() -> Any:
     """The same register, seen as a signed number."""
-    return _operation("f32", "i64", lambda ir, b, x: b.sext(b.bitcast(x, ir.IntType(32)), ir.IntType(64)))
+    return operation("f32", "i64", lambda ir, b, x: b.sext(b.bitcast(x, ir.IntType(32)), ir.IntType(64)))
 
 
 # Wide accesses. Loads go past L1's allocation where a kernel reads a byte once (weights, K and V): `streaming`.
-
-
-def _access(pointer_of: Callable[..., Any], arguments: str, result: str, build: Callable[..., Any]) -> Any:
-    """An intrinsic on (array, index, *numbers): `build(ir, builder, address, *values)`."""
-    intrinsic, types, cgutils, _ = _numba()
-
-    def typed(array, index, *rest):
-        return _type_of(types, result)(array, types.int64, *(_type_of(types, name) for name in arguments.split())), code
-
-    def code(context, builder, signature, values):
-        from llvmlite import ir
-
-        address = pointer_of(ir, cgutils, context, builder, signature.args[0], values[0], values[1])
-        made = _made(context, builder, signature, build(ir, builder, address, *values[2:]))
-        return context.get_dummy_value() if made is None else made
-
-    return _with_arity(intrinsic, 2 + len(arguments.split()), typed)
-
-
-def _global(ir, cgutils, context, builder, kind, array, index):
-    """The address of an element, as a number: in global memory generic addresses are global ones."""
-    data = context.make_array(kind)(context, builder, array).data
-    size = ir.Constant(ir.IntType(64), kind.dtype.bitwidth // 8)
-    return builder.add(builder.ptrtoint(data, ir.IntType(64)), builder.mul(index, size))
 
 
 _LOAD = "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];"
@@ -193,17 +119,17 @@ _STORE = "st.global.v4.u32 [$0], {$1, $2, $3, $4};"
 
 def _load_words(ir, builder, address):
     """Four 32-bit words. A side effect, so that it stays behind the barriers that order it."""
-    return _assembly(ir, builder, _LOAD, "=r,=r,=r,=r,l,~{memory}", [ir.IntType(32)] * 4, [address], side_effect=True)
+    return inline_ptx(ir, builder, _LOAD, "=r,=r,=r,=r,l,~{memory}", [ir.IntType(32)] * 4, [address], side_effect=True)
 
 
 def _store_words(ir, builder, address, words):
-    _assembly(ir, builder, _STORE, "l,r,r,r,r,~{memory}", [], [address, *words], side_effect=True)
+    inline_ptx(ir, builder, _STORE, "l,r,r,r,r,~{memory}", [], [address, *words], side_effect=True)
 
 
 @functools.cache
 def load_words() -> Any:
     """`ld.global.v4.u32`."""
-    return _access(_global, "", "u32*4", _load_words)
+    return access("", "u32*4", _load_words)
 
 
 @functools.cache
@@ -215,7 +141,7 @@ def load_8_f32() -> Any:
         words = [*_load_words(ir, builder, address), *_load_words(ir, builder, second)]
         return [builder.bitcast(word, ir.FloatType()) for word in words]
 
-    return _access(_global, "", "f32*8", build)
+    return access("", "f32*8", build)
 
 
 @functools.cache
@@ -230,7 +156,7 @@ def load_8_bf16() -> Any:
             made += [builder.bitcast(low, ir.FloatType()), builder.bitcast(high, ir.FloatType())]
         return made
 
-    return _access(_global, "", "f32*8", build)
+    return access("", "f32*8", build)
 
 
 @functools.cache
@@ -241,10 +167,10 @@ def load_8_f16() -> Any:
         text = "{ .reg .b16 lo, hi; mov.b32 {lo, hi}, $2; cvt.f32.f16 $0, lo; cvt.f32.f16 $1, hi; }"
         made = []
         for word in _load_words(ir, builder, address):
-            made += _assembly(ir, builder, text, "=f,=f,r", [ir.FloatType()] * 2, [word])
+            made += inline_ptx(ir, builder, text, "=f,=f,r", [ir.FloatType()] * 2, [word])
         return made
 
-    return _access(_global, "", "f32*8", build)
+    return access("", "f32*8", build)
 
 
 _EIGHT = " ".join(["f32"] * 8)
@@ -255,12 +181,12 @@ def _store_halves(conversion: str) -> Any:
 
     def build(ir, builder, address, *values):
         words = [
-            _assembly(ir, builder, f"{conversion} $0, $1, $2;", "=r,f,f", [ir.IntType(32)], [values[i + 1], values[i]])
+            inline_ptx(ir, builder, f"{conversion} $0, $1, $2;", "=r,f,f", [ir.IntType(32)], [values[i + 1], values[i]])
             for i in range(0, 8, 2)
         ]
         _store_words(ir, builder, address, words)
 
-    return _access(_global, _EIGHT, "()", build)
+    return access(_EIGHT, "()", build)
 
 
 @functools.cache
@@ -284,7 +210,7 @@ def store_8_f32() -> Any:
         _store_words(ir, builder, address, words[:4])
         _store_words(ir, builder, builder.add(address, ir.Constant(ir.IntType(64), 16)), words[4:])
 
-    return _access(_global, _EIGHT, "()", build)
+    return access(_EIGHT, "()", build)
 
 
 # Tensor cores and asynchronous copies.
@@ -297,11 +223,11 @@ def _product(kind: str) -> Any:
     )
 
     def build(ir, builder, *values):
-        return _assembly(
+        return inline_ptx(
             ir, builder, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", [ir.FloatType()] * 4, values, side_effect=True
         )
 
-    return _operation(" ".join(["u32"] * 6 + ["f32"] * 4), "f32*4", build)
+    return operation(" ".join(["u32"] * 6 + ["f32"] * 4), "f32*4", build)
 
 
 @functools.cache
@@ -324,11 +250,11 @@ def _matrices(modifier: str) -> Any:
     text = _SHARED % (4, f"ldmatrix.sync.aligned.m8n8.x4{modifier}.shared.b16 {{$0, $1, $2, $3}}, [at];")
 
     def build(ir, builder, address):
-        return _assembly(
+        return inline_ptx(
             ir, builder, text, "=r,=r,=r,=r,l,~{memory}", [ir.IntType(32)] * 4, [address], side_effect=True
         )
 
-    return _access(_global, "", "u32*4", build)
+    return access("", "u32*4", build)
 
 
 @functools.cache
@@ -346,58 +272,48 @@ def load_matrices_transposed() -> Any:
 @functools.cache
 def copy_16() -> Any:
     """`cp.async.cg.shared.global` of 16 bytes, of which 16 or none are read and the rest are zero."""
-    intrinsic, types, cgutils, ir = _numba()
+    intrinsic, types, cgutils, ir = numba_parts()
     text = _SHARED % (0, "cp.async.cg.shared.global [at], [$1], 16, $2;")
 
     def code(context, builder, signature, values):
-        target = _global(ir, cgutils, context, builder, signature.args[0], values[0], values[1])
-        source = _global(ir, cgutils, context, builder, signature.args[2], values[2], values[3])
+        target = global_address(ir, cgutils, context, builder, signature.args[0], values[0], values[1])
+        source = global_address(ir, cgutils, context, builder, signature.args[2], values[2], values[3])
         live = builder.zext(values[4], ir.IntType(32))
         size = builder.shl(live, ir.Constant(ir.IntType(32), 4))
-        _assembly(ir, builder, text, "l,l,r,~{memory}", [], [target, source, size], side_effect=True)
+        inline_ptx(ir, builder, text, "l,l,r,~{memory}", [], [target, source, size], side_effect=True)
         return context.get_dummy_value()
 
     def typed(target, at, source, index, live):
         return types.void(target, types.int64, source, types.int64, types.boolean), code
 
-    return _with_arity(intrinsic, 5, typed)
-
-
-def _statement(text: str) -> Any:
-    intrinsic, types, _, ir = _numba()
-
-    def code(context, builder, signature, values):
-        _assembly(ir, builder, text, "~{memory}", [], [], side_effect=True)
-        return context.get_dummy_value()
-
-    return _with_arity(intrinsic, 0, lambda: (types.void(), code))
+    return with_arity(intrinsic, 5, typed)
 
 
 @functools.cache
 def commit_copies() -> Any:
     """`cp.async.commit_group`."""
-    return _statement("cp.async.commit_group;")
+    return statement("cp.async.commit_group;")
 
 
 @functools.cache
 def copies_done() -> Any:
     """`cp.async.wait_group 1`."""
-    return _statement("cp.async.wait_group 1;")
+    return statement("cp.async.wait_group 1;")
 
 
 @functools.cache
 def all_copies_done() -> Any:
     """`cp.async.wait_all`."""
-    return _statement("cp.async.wait_all;")
+    return statement("cp.async.wait_all;")
 
 
 def _packing(conversion: str) -> Any:
     """The first source goes to the upper half."""
 
     def build(ir, builder, low, high):
-        return _assembly(ir, builder, f"{conversion} $0, $1, $2;", "=r,f,f", [ir.IntType(32)], [high, low])
+        return inline_ptx(ir, builder, f"{conversion} $0, $1, $2;", "=r,f,f", [ir.IntType(32)], [high, low])
 
-    return _operation("f32 f32", "u32", build)
+    return operation("f32 f32", "u32", build)
 
 
 @functools.cache

@@ -21,11 +21,10 @@ from slotwise.backends.gpu_kernels import Scratch, aligned_size
 from slotwise.backends.numba_cuda.activation import bounded_tanh
 from slotwise.backends.numba_cuda.attention_tiles import THREADS as TILE_THREADS
 from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, parts_for
-from slotwise.backends.numba_cuda.blocks import ALL, LEAST, WARP, ZERO, greater
+from slotwise.backends.numba_cuda.blocks import LEAST, WARP, ZERO, lane_sum, team_max, team_sum
 from slotwise.backends.numba_cuda.elements import NONE, PACK, add, dot, each, elements_of, keep, kept, share
 from slotwise.backends.numba_cuda.elements import scale as times
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel, dims_of
-from slotwise.backends.numba_cuda.linear import lane_sum
 from slotwise.backends.numba_cuda.rotary import is_last_writer
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.backends.numba_cuda.tensor_cores import HALVES
@@ -96,50 +95,6 @@ def raise_to(best, score):
     # Nothing seen yet: -inf minus itself would be a NaN.
     shrink = ZERO if best == LEAST else math.exp(best - higher)
     return higher, shrink
-
-
-@functools.cache
-def team_sum(lanes: int) -> Any:
-    """The sum over a warp's teams of `lanes` lanes: of each lane and those in its place in the other teams."""
-    over_1, over_2, over_4, over_8, over_16 = (lanes <= offset for offset in (1, 2, 4, 8, 16))
-
-    @device
-    def total(value):
-        if over_16:
-            value += cuda.shfl_xor_sync(ALL, value, 16)
-        if over_8:
-            value += cuda.shfl_xor_sync(ALL, value, 8)
-        if over_4:
-            value += cuda.shfl_xor_sync(ALL, value, 4)
-        if over_2:
-            value += cuda.shfl_xor_sync(ALL, value, 2)
-        if over_1:
-            value += cuda.shfl_xor_sync(ALL, value, 1)
-        return value
-
-    return total
-
-
-@functools.cache
-def team_max(lanes: int) -> Any:
-    """The greatest over a warp's teams of `lanes` lanes, as `team_sum`."""
-    over_1, over_2, over_4, over_8, over_16 = (lanes <= offset for offset in (1, 2, 4, 8, 16))
-
-    @device
-    def highest(value):
-        if over_16:
-            value = greater(value, cuda.shfl_xor_sync(ALL, value, 16))
-        if over_8:
-            value = greater(value, cuda.shfl_xor_sync(ALL, value, 8))
-        if over_4:
-            value = greater(value, cuda.shfl_xor_sync(ALL, value, 4))
-        if over_2:
-            value = greater(value, cuda.shfl_xor_sync(ALL, value, 2))
-        if over_1:
-            value = greater(value, cuda.shfl_xor_sync(ALL, value, 1))
-        return value
-
-    return highest
 
 
 @functools.cache

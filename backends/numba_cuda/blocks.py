@@ -1,9 +1,10 @@
-"""What the threads of a block work out together: sums, maxima, and the lowest index of the greatest value.
+"""What threads work out together: sums, maxima, and the lowest index of the greatest value.
 
-Owns `block_sum`, `block_max` and `block_best`, device functions for a block of a fixed number of threads. What always
-holds: every thread gets the result; a sum's order is the tree of shuffles and then warp after warp, which the number of
-threads alone decides; a NaN is passed over by maxima. Each takes shared arrays with one element a warp, which may be
-used again at once.
+Owns `block_sum`, `block_max` and `block_best`, device functions for a block of a fixed number of threads, which take
+shared arrays with one element a warp that may be used again at once; and, within a warp, `lane_sum` over neighbouring
+lanes and `team_sum` and `team_max` over groups of them. What always holds: every thread gets the result; a sum's order
+is the tree of shuffles and then warp after warp, which numbers of threads and lanes alone decide; a NaN is passed over
+by maxima.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -50,6 +51,72 @@ def warp_max(value):
     value = greater(value, cuda.shfl_xor_sync(ALL, value, 4))
     value = greater(value, cuda.shfl_xor_sync(ALL, value, 2))
     return greater(value, cuda.shfl_xor_sync(ALL, value, 1))
+
+
+@functools.cache
+def lane_sum(lanes: int) -> Any:
+    """The sum over groups of `lanes` neighbouring lanes, the same bits in each."""
+    wide_16, wide_8, wide_4, wide_2, wide_1 = (lanes > offset for offset in (16, 8, 4, 2, 1))
+
+    @device
+    def total(value):
+        if wide_16:
+            value += cuda.shfl_xor_sync(ALL, value, 16)
+        if wide_8:
+            value += cuda.shfl_xor_sync(ALL, value, 8)
+        if wide_4:
+            value += cuda.shfl_xor_sync(ALL, value, 4)
+        if wide_2:
+            value += cuda.shfl_xor_sync(ALL, value, 2)
+        if wide_1:
+            value += cuda.shfl_xor_sync(ALL, value, 1)
+        return value
+
+    return total
+
+
+@functools.cache
+def team_sum(lanes: int) -> Any:
+    """The sum over a warp's teams of `lanes` lanes: of each lane and those in its place in the other teams."""
+    over_1, over_2, over_4, over_8, over_16 = (lanes <= offset for offset in (1, 2, 4, 8, 16))
+
+    @device
+    def total(value):
+        if over_16:
+            value += cuda.shfl_xor_sync(ALL, value, 16)
+        if over_8:
+            value += cuda.shfl_xor_sync(ALL, value, 8)
+        if over_4:
+            value += cuda.shfl_xor_sync(ALL, value, 4)
+        if over_2:
+            value += cuda.shfl_xor_sync(ALL, value, 2)
+        if over_1:
+            value += cuda.shfl_xor_sync(ALL, value, 1)
+        return value
+
+    return total
+
+
+@functools.cache
+def team_max(lanes: int) -> Any:
+    """The greatest over a warp's teams of `lanes` lanes, as `team_sum`."""
+    over_1, over_2, over_4, over_8, over_16 = (lanes <= offset for offset in (1, 2, 4, 8, 16))
+
+    @device
+    def highest(value):
+        if over_16:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 16))
+        if over_8:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 8))
+        if over_4:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 4))
+        if over_2:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 2))
+        if over_1:
+            value = greater(value, cuda.shfl_xor_sync(ALL, value, 1))
+        return value
+
+    return highest
 
 
 @functools.cache

@@ -19,7 +19,7 @@ import numpy as np
 
 from slotwise.backends.numba_cuda import elements
 from slotwise.backends.numba_cuda.activation import activation_of, bounded_tanh
-from slotwise.backends.numba_cuda.blocks import ALL, WARP, ZERO
+from slotwise.backends.numba_cuda.blocks import WARP, ZERO, lane_sum
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
 from slotwise.backends.numba_cuda.linear_rows import (
@@ -137,28 +137,6 @@ def lanes_for(inner: int) -> int:
     """Lanes that share an output's sum: a warp's, or fewer where K has fewer packs."""
     packs = math.ceil(inner / PACK)
     return min(WARP, 1 << max(0, packs - 1).bit_length())
-
-
-@functools.cache
-def lane_sum(lanes: int) -> Any:
-    """The sum over groups of `lanes` neighbouring lanes, the same bits in each."""
-    wide_16, wide_8, wide_4, wide_2, wide_1 = (lanes > offset for offset in (16, 8, 4, 2, 1))
-
-    @device
-    def total(value):
-        if wide_16:
-            value += cuda.shfl_xor_sync(ALL, value, 16)
-        if wide_8:
-            value += cuda.shfl_xor_sync(ALL, value, 8)
-        if wide_4:
-            value += cuda.shfl_xor_sync(ALL, value, 4)
-        if wide_2:
-            value += cuda.shfl_xor_sync(ALL, value, 2)
-        if wide_1:
-            value += cuda.shfl_xor_sync(ALL, value, 1)
-        return value
-
-    return total
 
 
 @functools.cache

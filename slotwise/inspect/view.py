@@ -1,4 +1,4 @@
-"""The plan viewer: one page that shows a plan's programs and arena, and a recording's slots over time.
+"""The plan viewer: one page that shows a plan's programs, draft loops and arena, and a recording's slots over time.
 
 Owns `view_page` and the data behind it. What always holds: the page is self-contained; bytes and flops come from the
 op contracts, and time is a roofline over two numbers that the reader can change; steps stay as the changes that were
@@ -7,12 +7,14 @@ recorded, and the page rebuilds any step from the nearest of a few states it kee
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 from slotwise.core.ops import contract_of
 from slotwise.core.printer import format_node
 from slotwise.inspect.page import build_page
 from slotwise.inspect.recording import Json, Recording
+from slotwise.plans.loop import DraftLoop
 from slotwise.plans.passes.plan_buffers import call_spec
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
@@ -54,7 +56,23 @@ def plan_data(plan: Plan) -> Json:
             for role in plan.roles
         ],
         "programs": [program_data(program) for program in plan.programs],
+        "loops": [loop_data(plan, loop) for loop in plan.loops],
     }
+
+
+def loop_data(plan: Plan, loop: DraftLoop) -> Json:
+    """A draft loop, and the names of the programs that its rounds, counted from 1, run.
+
+    Neighbouring rounds that run the same are one entry.
+    """
+    names = {(program.role, program.kind, program.rows): program.name for program in plan.programs}
+    by_round = groupby(loop.programs(loop.rounds), key=lambda each: each[0])
+    runs = [[names[key] for _, key in calls] for _, calls in by_round]
+    rounds = []
+    for programs, alike in groupby(enumerate(runs, 1), key=lambda each: each[1]):
+        numbers = [number for number, _ in alike]
+        rounds.append({"first": numbers[0], "last": numbers[-1], "programs": programs})
+    return {"sampler": loop.sampler, "sequences": loop.sequences, "rounds": rounds}
 
 
 def program_data(program: Program) -> Json:

@@ -1,12 +1,12 @@
 """One sequence's failure is its own: it ends with an error and the tokens that it had, and its slots return.
 
-The others give the same bits as without it, and the engine goes on serving. Faults are planted around the executor,
-the page pool and the drafter; a victim's rows are known by its first page, so nothing is shared here.
+The others give the same bits as without it, and the engine goes on serving. Faults are planted around the executor and
+the page pool; a victim's rows are known by its first page, so nothing is shared here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,34 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slotwise.core.errors import OutOfPages, SequenceFault, SlotwiseError
-from slotwise.engine.drafters import Drafting
-from slotwise.engine.drafters.ngram import NgramDrafter
+from slotwise.core.errors import OutOfPages, SequenceFault
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import BoundCall
-from slotwise.engine.request import Completion, Request
+from slotwise.engine.request import Completion
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.plans.binding import Binding, Ints
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import DRAFT, SAMPLER, TARGET, Program
 
-from .tiny import DraftChoice, alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine, tiny_model
-
-MODEL = tiny_model(1, layers=2)
-DRAFTS: dict[str, DraftChoice] = {"none": None, "ngram": "ngram", "model": MODEL.draft(0.05, layers=2)}
-PROMPT, NEW = 9, 14
-
-
-def requests(count: int = 3, **sampling: Any) -> list[Request]:
-    """Requests of several lengths, greedy and sampled."""
-    return [
-        request(prompt_of(PROMPT + i, i), NEW, **{"temperature": 0.8 * (i % 2), "seed": i, **sampling})
-        for i in range(count)
-    ]
-
-
-def engine_for(draft: str, **options: Any) -> Engine:
-    return tiny_engine(MODEL, DRAFTS[draft], share_prefixes=False, adaptive=False, **options)
+from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine
+from .victims import DRAFTS, MODEL, NEW, PROMPT, assert_only_victim_failed, engine_for, requests
 
 
 class Planted:
@@ -80,27 +62,6 @@ class Planted:
 
     def logits(self) -> Any:
         return self.engine.executor.arrays["logits"]
-
-
-def assert_only_victim_failed(engine: Engine, wanted: Sequence[Request], sequences: list[Running], victim: int) -> None:
-    """Others are as alone; the victim has an error and a beginning of its tokens; the engine still serves."""
-    finish(engine)
-    assert_all_returned(engine)
-    for i, sequence in enumerate(sequences):
-        completion, expected = sequence.completion(), alone(MODEL, wanted[i])
-        if i != victim:
-            assert completion.error is None
-            assert outcome(completion) == outcome(expected)
-            continue
-        assert completion.finish_reason == "error"
-        assert isinstance(completion.error, SlotwiseError)
-        assert completion.token_ids == expected.token_ids[: len(completion.token_ids)]
-        assert (completion.logprobs or ()) == (expected.logprobs or ())[: len(completion.token_ids)]
-        assert len(completion.token_ids) < len(expected.token_ids)
-    again = engine.add(wanted[(victim + 1) % len(wanted)])
-    finish(engine)
-    assert outcome(again.completion()) == outcome(alone(MODEL, wanted[(victim + 1) % len(wanted)]))
-    assert_all_returned(engine)
 
 
 CALLS = [(TARGET, "prefill"), (TARGET, "decode"), (DRAFT, "prefill"), (DRAFT, "decode")]
@@ -242,136 +203,6 @@ def test_a_pool_that_gives_one_sequence_no_page_ends_that_sequence(role: str, af
     del pool.take  # type: ignore[method-assign]
     assert_only_victim_failed(engine, wanted, sequences, victim)
     assert "OutOfPages: planted" in str(sequences[victim].error)
-
-
-class Liar(NgramDrafter):
-    """Drafts well for all sequences but one, whose prompt begins with `victim`; there it does what `lie` says."""
-
-    def __init__(self, lie: str, victim: int, from_length: int) -> None:
-        super().__init__(min_match=1)
-        self._lie, self._victim, self._from = lie, victim, from_length
-        self._known: dict[int, list[int]] = {}
-
-    def _lies(self, lane: int) -> bool:
-        known = self._known.get(lane, [])
-        return bool(known) and known[0] == self._victim and len(known) >= self._from
-
-    def begin(self, lane: int, tokens: Sequence[int]) -> None:
-        self._known[lane] = list(tokens)
-        if self._lie == "begin" and tokens[0] == self._victim:
-            raise RuntimeError("planted")
-        super().begin(lane, tokens)
-
-    def extend(self, lane: int, tokens: Sequence[int]) -> None:
-        super().extend(lane, tokens)
-        if lane in self._known and len(self._known[lane]) < len(self._known[lane]) + len(tokens):
-            self._known[lane] += tokens if len(tokens) < self._from else []
-        if self._lie == "extend" and self._lies(lane):
-            raise RuntimeError("planted")
-
-    def end(self, lane: int) -> None:
-        lies = self._lie == "end" and self._lies(lane)
-        self._known.pop(lane, None)
-        super().end(lane)
-        if lies:
-            raise RuntimeError("planted")
-
-    def offer(self, lanes: Ints, widths: Ints) -> Ints:
-        found = super().offer(lanes, widths)
-        for i, lane in enumerate(lanes.tolist()):
-            if self._lies(lane):
-                if self._lie == "offer raises":
-                    raise RuntimeError("planted")
-                if self._lie == "offer of another shape":
-                    return found[:0].reshape(0, 7)
-                found[i] = {"offer below zero": -5, "offer too wide": 10**6}.get(self._lie, min(2, int(widths[i])))
-        return found
-
-    def draft(self, binding: Binding, at: Ints) -> Any:
-        honest = super().draft(binding, at)
-        for i in at.tolist():
-            if self._lies(int(binding.lanes[i])):
-                width = int(binding.width[i])
-                lies: dict[str, Any] = {
-                    "too many": [1] * (width + 1),
-                    "too few": [1] * (width - 1),
-                    "none at all": [],
-                    "id too large": [1] * (width - 1) + [MODEL.spec.vocab_size],
-                    "id below zero": [-1] * width,
-                    "a float": [1.0] * width,
-                    "a string": "1" * width,
-                    "no list": None,
-                    "a number": 7,
-                }
-                if self._lie == "draft raises":
-                    raise RuntimeError("planted")
-                if self._lie == "no drafting":
-                    return None
-                if self._lie == "too few lists":
-                    return Drafting(honest.tokens[:i])
-                honest.tokens[i] = lies.get(self._lie, [1] * width)
-        return honest
-
-
-LIES = [
-    "too many",
-    "too few",
-    "none at all",
-    "id too large",
-    "id below zero",
-    "a float",
-    "a string",
-    "no list",
-    "a number",
-    "draft raises",
-    "no drafting",
-    "offer raises",
-    "begin",
-    "extend",
-]
-
-
-def serve_with(drafter: Liar) -> tuple[Engine, list[Request], list[Running]]:
-    wanted = requests()
-    wanted[1] = request((30, *prompt_of(PROMPT, 1)), NEW, temperature=0.8, seed=5)
-    engine = tiny_engine(MODEL, "ngram", drafter=drafter, share_prefixes=False, adaptive=False)
-    assert all(one.prompt_ids[0] != 30 for one in (wanted[0], wanted[2]))
-    return engine, wanted, [engine.add(one) for one in wanted]
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_a_drafter_that_lies_about_one_sequence_ends_that_sequence(lie: str) -> None:
-    engine, wanted, sequences = serve_with(Liar(lie, victim=30, from_length=PROMPT + 4))
-    assert_only_victim_failed(engine, wanted, sequences, 1)
-
-
-@pytest.mark.parametrize("lie", ["wrong guesses", "offer below zero", "offer too wide", "end"])
-def test_a_drafter_that_guesses_or_offers_badly_changes_nothing(lie: str) -> None:
-    engine, wanted, sequences = serve_with(Liar(lie, victim=30, from_length=PROMPT + 4))
-    finish(engine)
-    assert_all_returned(engine)
-    assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, one)) for one in wanted]
-
-
-@pytest.mark.parametrize("failing", ["offer", "draft"])
-def test_a_drafter_that_fails_for_many_together_and_for_none_alone_fails_nobody(failing: str) -> None:
-    class Unsociable(NgramDrafter):
-        def offer(self, lanes: Ints, widths: Ints) -> Ints:
-            if failing == "offer" and lanes.size > 1:
-                raise RuntimeError("too many")
-            return super().offer(lanes, widths)
-
-        def draft(self, binding: Binding, at: Ints) -> Drafting:
-            if failing == "draft" and at.size > 1:
-                raise RuntimeError("too many")
-            return super().draft(binding, at)
-
-    wanted = requests()
-    engine = tiny_engine(MODEL, "ngram", drafter=Unsociable(1), share_prefixes=False, adaptive=False)
-    sequences = [engine.add(one) for one in wanted]
-    finish(engine)
-    assert_all_returned(engine)
-    assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, one)) for one in wanted]
 
 
 @given(st.sampled_from(sorted(DRAFTS)), st.lists(st.tuples(st.integers(0, 4), st.integers(0, 16)), max_size=5))

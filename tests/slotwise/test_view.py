@@ -111,6 +111,26 @@ def test_a_page_has_every_call_with_its_cost_and_its_place(recording: Recording,
     assert plan["text"] == str(recording.plan)
 
 
+def test_a_page_names_the_programs_of_every_round_of_every_draft_loop(recording: Recording, page: str) -> None:
+    plan = recording.plan
+    assert len(plan.loops) == len(_data(page)["plan"]["loops"]) > 1
+    known = {program.name for program in plan.programs}
+    for shown, loop in zip(_data(page)["plan"]["loops"], plan.loops, strict=True):
+        runs = {n: r["programs"] for r in shown["rounds"] for n in range(r["first"], r["last"] + 1)}
+        draws = f"sampler.{loop.sampler}.{loop.sequences}"
+        assert runs == {
+            number: [f"draft.decode.{loop.first if number == 1 else loop.sequences}", draws]
+            for number in range(1, loop.rounds + 1)
+        }
+        assert known.issuperset(name for names in runs.values() for name in names)
+        assert (shown["sequences"], shown["sampler"]) == (loop.sequences, loop.sampler)
+        assert len(shown["rounds"]) == (1 if loop.first == loop.sequences else 2)
+
+
+def test_a_plan_without_a_draft_model_has_no_draft_loops_to_show(recording: Recording) -> None:
+    assert _data(view_page(replace(recording.plan, loops=())))["plan"]["loops"] == []
+
+
 def test_a_page_has_every_step_and_no_more_than_it_needs(recording: Recording, page: str) -> None:
     shown = _data(page)["recording"]
     assert [step["step"] for step in shown["steps"]] == [step["step"] for step in recording.steps]
@@ -333,6 +353,30 @@ def test_both_themes_and_every_tab_draw(dump: Any, page: str, tmp_path: Path) ->
     program = dump(file, "tab=program&program=target.decode.2")
     assert "rms_norm" in program.partition('id="calls"')[2]
     assert re.search(r"\d+ calls, .* at least", program)
+
+
+def test_a_draft_loop_leads_to_the_programs_that_it_runs(
+    dump: Any, page: str, recording: Recording, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page, encoding="utf-8")
+    script = """
+      const link = [...document.querySelectorAll("#loops a")].find((each) => each.textContent === "draft.decode.2");
+      link.click();
+      const out = document.createElement("pre");
+      out.id = "chosen"; out.textContent = byId("program").value + " " + byId("total").textContent.split(",")[0];
+      document.body.append(out);"""
+    document = dump(file, "tab=program&program=target.decode.1", script=script)
+    (program,) = (each for each in recording.plan.programs if each.name == "draft.decode.2")
+    assert f'<pre id="chosen">draft.decode.2 {len(program.graph.nodes)} calls</pre>' in document
+    listed, rounds = (
+        document.partition('<details id="loops">')[2].partition("</details>")[0],
+        recording.plan.loops[0].rounds,
+    )
+    assert f"<summary>Draft loops: {len(recording.plan.loops)}</summary>" in listed
+    assert f"<td>1 to {rounds}</td>" in listed
+    assert set(re.findall(r'aria-current="true">([^<]*)<', listed)) == {"draft.decode.2"}
+    assert 'href="#tab=program&amp;program=draft.decode.2"' in listed
 
 
 def test_ten_thousand_steps_are_stepped_through_quickly(dump: Any, recording: Recording, tmp_path: Path) -> None:

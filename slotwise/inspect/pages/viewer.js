@@ -189,7 +189,39 @@ function drawProgram() {
   byId("calls").replaceChildren(head, body);
   const sum = (key) => program.calls.reduce((all, call) => all + call[key], 0);
   byId("total").textContent = `${program.calls.length} calls, ${amount(sum("bytes"), "B")}, ${amount(sum("flops"), "FLOP")}, at least ${micro(total)}`;
+  for (const link of byId("loops").querySelectorAll("a")) link.setAttribute("aria-current", link.textContent === program.name);
   drawArena(program);
+}
+
+// A line for neighbouring rounds of a loop that run the same programs.
+function listLoops() {
+  const { loops } = DATA.plan, head = element("tr"), body = document.createDocumentFragment();
+  if (!loops.length) return;
+  for (const name of ["sequences", "draws with", "rounds", "programs of each round, in order"]) head.append(element("th", name));
+  for (const loop of loops) {
+    loop.rounds.forEach((round, index) => {
+      const line = element("tr"), programs = element("td", undefined, "mono");
+      round.programs.forEach((name, place) => programs.append(place ? ", " : "", linkTo(name)));
+      const which = round.first === round.last ? round.first : `${round.first} to ${round.last}`;
+      line.append(element("td", index ? "" : loop.sequences, "num"), element("td", index ? "" : loop.sampler),
+        element("td", which), programs);
+      body.append(line);
+    });
+  }
+  byId("loops").querySelector("summary").textContent = `Draft loops: ${loops.length}`;
+  byId("loops").querySelector("table").append(head, body);
+  byId("loops").hidden = false;
+}
+
+function linkTo(program) {
+  const link = element("a", program);
+  link.href = "#" + new URLSearchParams({ tab: "program", program });
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    byId("program").value = program;
+    drawProgram();
+  });
+  return link;
 }
 
 function drawArena(program) {
@@ -232,6 +264,7 @@ if (start.get("program")) byId("program").value = start.get("program");
 if (byId("program").selectedIndex < 0) byId("program").selectedIndex = 0;
 byId("bandwidth").value = DATA.bandwidth;
 byId("gflops").value = DATA.gflops;
+listLoops();
 for (const id of ["program", "bandwidth", "gflops"]) byId(id).addEventListener("input", drawProgram);
 for (const button of document.querySelectorAll("nav button")) button.addEventListener("click", () => choose(button.dataset.tab));
 
