@@ -76,11 +76,15 @@ def _view(memory: torch.Tensor, offset: int, spec: TensorSpec) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """Host copies of the short arrays that are `given` and of larger ones (`tables`); room for the short `results`."""
+    """Host copies of the short arrays that are `given` and of larger ones (`tables`); room for the short `results`.
+
+    `short` are numpy views of the results, by name.
+    """
 
     given: torch.Tensor
     tables: dict[str, torch.Tensor]
     results: torch.Tensor
+    short: Mapping[str, npt.NDArray[np.generic]]
 
 
 class Arrays(Mapping[str, npt.NDArray[np.generic]]):
@@ -140,8 +144,8 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
 
     def pack(self, read: Iterable[str], rows: int) -> Parcel:
         """A parcel of what the arrays hold now, for programs of `rows` rows that read these."""
-        given, results = self._blocks
-        parcel = self._spare.pop() if self._spare else Parcel(_mirror(given.memory), {}, _mirror(results.memory))
+        given, _ = self._blocks
+        parcel = self._spare.pop() if self._spare else self._new_parcel()
         parcel.given.copy_(self._host_blocks[0])
         for name in read:
             if name not in given.offsets:
@@ -162,16 +166,16 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
         """Bring the short results back into the parcel, in the order of the kernels' work; the host does not wait."""
         parcel.results.copy_(self._blocks[1].memory, non_blocking=True)
 
-    def result(self, parcel: Parcel, name: str) -> npt.NDArray[np.generic]:
-        """An array of a parcel whose results have come."""
-        buffer = self._buffers[name]
-        spec = TensorSpec(DType.of(buffer), tuple(buffer.shape))
-        found: npt.NDArray[np.generic] = _view(parcel.results, self._blocks[1].offsets[name], spec).numpy()
-        return found
-
     def give_back(self, parcel: Parcel) -> None:
         """A parcel that nobody reads any more, to be packed again."""
         self._spare.append(parcel)
+
+    def _new_parcel(self) -> Parcel:
+        given, results = self._blocks
+        host = _mirror(results.memory)
+        specs = {name: TensorSpec(DType.of(t), tuple(t.shape)) for name, t in self._buffers.items()}
+        short = {name: _view(host, offset, specs[name]).numpy() for name, offset in results.offsets.items()}
+        return Parcel(_mirror(given.memory), {}, host, short)
 
 
 def _mirror(buffer: torch.Tensor) -> torch.Tensor:

@@ -101,12 +101,12 @@ class Executor:
         self.time_kernels = False
         self.probe: Probe | None = None
         self.conductor: Conductor | None = None
-        self.calls: dict[tuple[str, str, int], tuple[BoundCall, ...]] = {}
-        self._programs: dict[tuple[str, str, int], Program] = {}
+        self.calls: dict[Key, tuple[BoundCall, ...]] = {}
+        self._programs: dict[Key, Program] = {}
         self._buckets: dict[tuple[str, str], tuple[int, ...]] = {}
-        self._launches: dict[tuple[str, str, int], tuple[Launch, ...]] = {}
+        self._launches: dict[Key, tuple[Launch, ...]] = {}
         self._rows: dict[tuple[str, int], RowInputs] = {}
-        self._touches: dict[tuple[str, str, int], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        self._touches: dict[Key, tuple[tuple[str, ...], tuple[str, ...]]] = {}
         for done, program in enumerate(plan.programs):
             key = (program.role, program.kind, program.rows)
             self._programs[key] = program
@@ -119,6 +119,8 @@ class Executor:
                 self._rows[program.role, program.rows] = self._row_inputs(program)
             if progress is not None:
                 progress("binding kernels", done + 1, len(plan.programs))
+        self._runs: dict[tuple[Key, ...], tuple[tuple[str, ...], tuple[str, ...], tuple[Launch, ...]]] = {}
+        self._feed = tuple(self.buffers[name] for name in ("sampled", FOLLOWS, "token_ids"))
         self.loops = Loops(plan, self.buffers, self.arrays, self._bind, self._chained)
 
     def bucket(self, role: str, kind: str, rows: int) -> int:
@@ -158,7 +160,7 @@ class Executor:
             self._launch(bound.launches)
         self.arrays.after(bound.writes)
 
-    def start(self, keys: Sequence[Key], follows: npt.NDArray[np.int64] | None = None) -> Started:
+    def start(self, keys: tuple[Key, ...], follows: npt.NDArray[np.int64] | None = None) -> Started:
         """Start programs, one after another, on what the arrays hold, without waiting for them.
 
         `follows[i]` is the row of the last run whose sampled token row i is fed; None feeds `token_ids` as they are.
@@ -166,22 +168,19 @@ class Executor:
         """
         if self.stream is None:
             raise PlanError("these programs do not run beside the host; load the model with overlap=True")
-        reads: dict[str, None] = {}
-        writes: dict[str, None] = {}
-        for key in keys:
-            read, written = self._touches[key]
-            reads |= {name: None for name in read if name not in writes}
-            writes |= dict.fromkeys(written)
-        rows, launches = keys[0][2], [launch for key in keys for launch in self._launches[key]]
+        if keys not in self._runs:
+            self._runs[keys] = self._run_of(keys)
+        reads, writes, launches = self._runs[keys]
+        rows, n = keys[0][2], 0
         if follows is not None:
-            self.arrays[FOLLOWS][: follows.size] = follows
+            n = follows.size
+            self.arrays[FOLLOWS][:n] = follows
         parcel = self.arrays.pack(reads, rows)
 
         def work() -> None:
             self.arrays.send(parcel, reads, rows)
-            if follows is not None:
-                n = follows.size
-                sampled, index, fed = (self.buffers[name] for name in ("sampled", FOLLOWS, "token_ids"))
+            if n:
+                sampled, index, fed = self._feed
                 torch.index_select(sampled, 0, index[:n], out=fed[:n])
             for launch in launches:
                 launch()
@@ -196,9 +195,19 @@ class Executor:
     def finish(self, started: Started, names: Sequence[str]) -> list[npt.NDArray[np.generic]]:
         """Wait for started programs; copies of those of their short results. Raises what they raised."""
         started.done.wait()
-        found = [self.arrays.result(started.parcel, name).copy() for name in names]
+        found = [started.parcel.short[name].copy() for name in names]
         self.arrays.give_back(started.parcel)
         return found
+
+    def _run_of(self, keys: tuple[Key, ...]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Launch, ...]]:
+        """What programs, one after another, read that none before them wrote; what they write; their launches."""
+        reads: dict[str, None] = {}
+        writes: dict[str, None] = {}
+        for key in keys:
+            read, written = self._touches[key]
+            reads |= {name: None for name in read if name not in writes}
+            writes |= dict.fromkeys(written)
+        return tuple(reads), tuple(writes), tuple(launch for key in keys for launch in self._launches[key])
 
     def _begin(self, reads: Iterable[str], rows: int) -> None:
         """What the host launches itself comes after what it has started."""

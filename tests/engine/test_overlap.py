@@ -229,6 +229,7 @@ class Failing:
         for key, launches in executor._launches.items():
             if key[:2] == (TARGET, "decode"):
                 executor._launches[key] = (guard(launches[0], key[2]), *launches[1:])
+        executor._runs.clear()
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
@@ -303,7 +304,7 @@ def test_whatever_needs_a_step_to_be_over_waits_for_it() -> None:
 
 def test_programs_do_not_start_beside_a_host_whose_thread_runs_them() -> None:
     with pytest.raises(PlanError, match="load the model with overlap=True"):
-        tiny_engine(MODEL).executor.start([(TARGET, "decode", 1)])
+        tiny_engine(MODEL).executor.start(((TARGET, "decode", 1),))
 
 
 def _shifted(follows: Any, by: int) -> Any:
