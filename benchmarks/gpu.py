@@ -228,11 +228,15 @@ def peers(shape: str, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def host_time(backend: str, path: Path) -> dict[str, Any]:
-    """Milliseconds a step with graphs and launch by launch (the executor's probe runs launches singly)."""
-    llm = slotwise.LLM(path, backend=backend, capacity=256, max_sequences=1, speculate=0)
+    """Milliseconds a step with graphs, each started ahead or waited for, and launch by launch (under a probe)."""
+    models = {
+        overlap: slotwise.LLM(path, backend=backend, capacity=256, max_sequences=1, speculate=0, overlap=overlap)
+        for overlap in (True, False)
+    }
     found: dict[str, Any] = {"backend": backend}
-    for name in ("graphs", "launches"):
-        executor = llm._engine.engine.executor
+    for name in ("graphs", "graphs, waiting", "launches"):
+        llm = models[name == "graphs"]
+        executor = llm.engine.executor
         executor.probe = (lambda *_: None) if name == "launches" else None
         llm.generate("Once", slotwise.Sampling(max_new_tokens=4))
         start = time.perf_counter()
