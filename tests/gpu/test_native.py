@@ -48,6 +48,27 @@ def test_drafts_never_change_bf16_tokens(
     assert [out.token_ids for out in drafted] == [out.token_ids for out in alone]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("backend", BACKENDS, ids=["cuda_triton", "numba_cuda", "mixed"])
+def test_steps_started_ahead_give_the_tokens_of_steps_waited_for(
+    stories: Path, temperature: float, backend: str | dict[str, str]
+) -> None:
+    # Stops and arrivals at other times for each: budgets differ, and four prompts share three lanes.
+    samplings = [Sampling(max_new_tokens=20 + 9 * n, temperature=temperature, seed=n, stop=["."]) for n in range(4)]
+    prompts = [*PROMPTS, "A dog"]
+    ahead, waited = (
+        LLM(stories, backend=backend, capacity=128, max_sequences=3, overlap=overlap) for overlap in (None, False)
+    )
+    assert ahead.engine.executor.stream is not None
+    assert waited.engine.executor.stream is None
+    expected = waited.generate(prompts, samplings)
+    for _ in range(3):
+        found = ahead.generate(prompts, samplings)
+        assert [(out.token_ids, out.finish_reason) for out in found] == [
+            (out.token_ids, out.finish_reason) for out in expected
+        ]
+
+
 def test_both_backends_share_graphs() -> None:
     assert load_backend("cuda_triton").chain is load_backend("numba_cuda").chain is not None
 

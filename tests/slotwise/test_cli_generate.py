@@ -27,6 +27,12 @@ def test_one_prompt_prints_itself_and_its_text(run: Run, stories: Path, llm: LLM
     assert done.err == ""
 
 
+@pytest.mark.parametrize("flag", ["--overlap", "--no-overlap"])
+def test_overlap_changes_nothing_that_is_printed(run: Run, stories: Path, flag: str) -> None:
+    plain = run("generate", stories, "--prompt", STORY, *SHORT)
+    assert run("generate", stories, "--prompt", STORY, flag, *SHORT) == plain
+
+
 def test_several_prompts_are_printed_in_order(run: Run, stories: Path, llm: LLM, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text("The dog\n")

@@ -100,6 +100,25 @@ def test_no_drafter_changes_what_is_generated(llm: LLM, drafting: LLM, counting:
     assert drafted.stats.verifications < plain.stats.verifications
 
 
+def test_steps_started_ahead_change_no_token_and_no_end(stories: Path, llm: LLM) -> None:
+    ahead = LLM(stories, capacity=128, threads=1, overlap=True)
+    prompts = [STORY, "The dog", STORY + ", there was"]
+    samplings = [Sampling(max_new_tokens=20 + n, temperature=0.5 * n, seed=n, stop=["."]) for n in range(3)]
+    found = ahead.generate(prompts, samplings)
+    expected = [llm.generate(prompt, each) for prompt, each in zip(prompts, samplings, strict=True)]
+    assert [(c.text, c.token_ids, c.finish_reason) for c in found] == [
+        (c.text, c.token_ids, c.finish_reason) for c in expected
+    ]
+    pieces = [chunk.text for chunk in ahead.stream(STORY, samplings[0])]
+    assert "".join(pieces) == expected[0].text
+    assert ahead.engine.is_idle
+
+
+def test_overlap_is_yes_no_or_left_open(stories: Path) -> None:
+    with pytest.raises(OptionError, match="overlap must be true, false or None, is 'always'"):
+        LLM(stories, overlap="always")  # type: ignore[arg-type]
+
+
 def test_logprobs_are_the_models_own(llm: LLM) -> None:
     out = llm.generate(STORY, Sampling(max_new_tokens=5, logprobs=3))
     ids = [*llm.tokenizer.encode(STORY), *out.token_ids]
