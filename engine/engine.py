@@ -136,11 +136,12 @@ class Engine:
         for observer in self.observers:
             observer.began(self.epoch)
         try:
-            flight, landed = self._flight, list[Sequence]()
-            self._flight = None
+            touched = self.roster.admit()
+            flight, self._flight = self._flight, None
             if flight is not None and not self._may_overlap:
-                landed, flight = self._land(flight), None
-            touched = (*landed, *self.roster.admit(), *self._prefill.run(self.epoch), *self._decode(flight))
+                touched += self._land(flight)
+                flight = None
+            touched += [*self._prefill.run(self.epoch), *self._decode(flight)]
             self.ledger.check(self.epoch)
         except Exception as error:
             for observer in self.observers:
@@ -191,10 +192,9 @@ class Engine:
 
     @property
     def _may_overlap(self) -> bool:
-        """Whether steps may be started ahead now: nobody waits to be admitted who could be, or has a prompt to fill."""
+        """Whether steps may be started ahead now. Whoever has a prompt to fill decodes next, so a step is bound anew."""
         return (
             self._overlap.is_possible
-            and not self.roster.can_admit
             and not self.roster.filling
             and not any(observer.is_in_step for observer in self.observers)
             and self._drafter.kind == "none"

@@ -45,18 +45,13 @@ class Roster:
         """Those that decode."""
         return [s for s in self.running if s.state == "decode"]
 
-    @property
-    def can_admit(self) -> bool:
-        """Whether somebody waits and there is a lane; there may yet be no pages."""
-        return bool(self.waiting) and self._lanes.free > 0
-
     def admit(self) -> list[Sequence]:
         """Give lanes to waiting sequences, oldest first, while there are lanes and pages; none overtakes another.
 
         Returns those that failed at it.
         """
         failed: list[Sequence] = []
-        while self.can_admit:
+        while self.waiting and self._lanes.free:
             sequence, pool = self.waiting[0], self._ledger[TARGET].pool
             prefix = self._prefiller.find_prefix(sequence)
             pages = -(-(len(sequence.tokens) + 1) // pool.page_size) - len(prefix)

@@ -208,18 +208,15 @@ def test_scoring_between_steps_disturbs_no_step_in_flight() -> None:
 
 
 class Failing:
-    """Fails launches of the target's decode programs that hold the row of a victim, from its `position` on."""
+    """Fails launches of the target's decode programs, at most `times`, where `when(rows of the program)` says so."""
 
-    def __init__(self, engine: Engine, victim: Sequence, position: int, times: int = 10**6) -> None:
+    def __init__(self, engine: Engine, when: Callable[[int], bool], times: int = 10**6) -> None:
         self.failures = 0
         executor = engine.executor
 
         def guard(launch: Callable[[], None], rows: int) -> Callable[[], None]:
             def run() -> None:
-                table = executor.buffers["target.page_table"][:rows, 0]
-                mine = int(engine.ledger[TARGET].page_table[victim.lane or 0, 0])
-                ends = executor.buffers["kv_len"][:rows][table == mine]
-                if victim.lane is not None and ends.numel() and ends.max() > position and self.failures < times:
+                if self.failures < times and when(rows):
                     self.failures += 1
                     raise FloatingPointError("planted")
                 launch()
@@ -232,11 +229,22 @@ class Failing:
         executor._runs.clear()
 
 
+def reaching(engine: Engine, victim: Sequence, position: int) -> Callable[[int], bool]:
+    """Whether a call holds a row of `victim` beyond `position`."""
+
+    def when(rows: int) -> bool:
+        table, ends = (engine.executor.buffers[name][:rows] for name in ("target.page_table", "kv_len"))
+        mine = table[:, 0] == int(engine.ledger[TARGET].page_table[victim.lane or 0, 0])
+        return victim.lane is not None and bool((ends[mine] > position).any())
+
+    return when
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2])
 def test_a_kernel_that_fails_in_flight_for_one_sequence_ends_that_sequence_alone(victim: int) -> None:
     engine, wanted = overlapping(share_prefixes=False), requests()
     sequences = decoding(engine, wanted)
-    planted = Failing(engine, sequences[victim], len(wanted[victim].prompt_ids) + 4)
+    planted = Failing(engine, reaching(engine, sequences[victim], len(wanted[victim].prompt_ids) + 4))
     finish(engine)
     assert_all_returned(engine)
     assert planted.failures
@@ -252,7 +260,7 @@ def test_a_kernel_that_fails_in_flight_for_one_sequence_ends_that_sequence_alone
 def test_a_kernel_that_fails_in_flight_once_fails_nobody() -> None:
     engine, wanted = overlapping(share_prefixes=False), requests()
     sequences = decoding(engine, wanted)
-    planted = Failing(engine, sequences[1], 10, times=1)
+    planted = Failing(engine, reaching(engine, sequences[1], 10), times=1)
     finish(engine)
     assert_all_returned(engine)
     assert planted.failures == 1
@@ -274,6 +282,42 @@ def test_a_row_that_is_not_finite_ends_its_sequence_with_the_tokens_before_it(he
     assert isinstance(failed.error, SequenceFault)
     assert "finite" in str(failed.error)
     assert len(sequences[2].tokens) == known
+
+
+def test_nothing_that_a_failed_flight_should_have_written_is_shared() -> None:
+    # Pages of one slot, so that each is full at once; what decoding wrote is shared where prefill keeps rows apart.
+    options = {"invariant_prefill": True, "page_size": 1}
+    one = request(prompt_of(6), NEW, logprobs=None)
+    plain = alone(MODEL, one, invariant_prefill=True).token_ids
+    at = next(n for n in range(4, NEW) if plain[n] not in plain[:n])
+    stopped = request(one.prompt_ids, NEW, logprobs=None, stop_token_ids=[plain[at]])
+    engine = overlapping(**options)
+    (sequence,) = decoding(engine, [stopped])
+    # The flight behind the last token fails: the slot of that token stays empty.
+    planted = Failing(engine, lambda rows: int(engine.executor.buffers["kv_len"][:rows].max()) > 6 + at, times=1)
+    finish(engine)
+    assert engine.executor.stream is not None
+    engine.executor.stream.join()
+    assert planted.failures == 1
+    assert sequence.finish_reason == "stop"
+    longer = request((*one.prompt_ids, *plain[: at + 1], 3), NEW, logprobs=None)
+    again = engine.add(longer)
+    finish(engine)
+    assert again.shared_tokens == 6 + at
+    assert outcome(again.completion()) == outcome(alone(MODEL, longer, invariant_prefill=True))
+
+
+def test_requests_that_wait_for_pages_do_not_keep_others_from_overlapping() -> None:
+    engine = overlapping(capacity=30, pages=10, page_size=3)
+    first, second = (engine.add(request(prompt_of(12, n), 17, logprobs=None)) for n in range(2))
+    ahead = 0
+    while first.state != "done":
+        engine.step()
+        ahead += engine._flight is not None and second.state == "waiting"
+    assert ahead > 10
+    finish(engine)
+    assert_all_returned(engine)
+    assert_as_alone([first, second], [first.request, second.request])
 
 
 def overlaps(engine: Engine, wanted: list[Request]) -> bool:
