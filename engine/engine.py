@@ -192,7 +192,7 @@ class Engine:
 
     @property
     def _may_overlap(self) -> bool:
-        """Whether steps may be started ahead now. Whoever has a prompt to fill decodes next, so a step is bound anew."""
+        """Whether steps may be started ahead now: whoever has a prompt to fill is in the next, so that is bound anew."""
         return (
             self._overlap.is_possible
             and not self.roster.filling
