@@ -192,7 +192,7 @@ class Engine:
 
     @property
     def _may_overlap(self) -> bool:
-        """Whether steps may be started ahead now: whoever has a prompt to fill is in the next, so that is bound anew."""
+        """Whether steps may be started ahead now: for whoever has a prompt to fill the next is bound anew."""
         return (
             self._overlap.is_possible
             and not self.roster.filling
@@ -208,7 +208,7 @@ class Engine:
             for s in flight.sequences
             if s.state == "decode" and s.lane is not None and lengths[s.lane] < limits[s.lane]
         ]
-        if not going_on or not self._overlap.can_follow(flight) or self._binder.lacks_pages(going_on):
+        if not going_on or not self._overlap.can_follow(flight):
             return None
         self.epoch += 1
         try:
