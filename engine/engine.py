@@ -197,7 +197,6 @@ class Engine:
             self._overlap.is_possible
             and not self.roster.filling
             and not any(observer.is_in_step for observer in self.observers)
-            and self._drafter.kind == "none"
         )
 
     def _follow(self, flight: Flight) -> Flight | None:

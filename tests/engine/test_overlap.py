@@ -49,6 +49,20 @@ class Held:
             self.waiting.pop(0)()
 
 
+class AtOnce:
+    """A stream on which work runs when it is started, as launches do that a GPU refuses."""
+
+    def start(self, work: Work) -> Done:
+        work()
+        return self
+
+    def wait(self) -> None:
+        pass
+
+    def join(self) -> None:
+        pass
+
+
 class _Until:
     def __init__(self, stream: Held, work: Work) -> None:
         self._stream, self._work = stream, work
@@ -240,8 +254,12 @@ def reaching(engine: Engine, victim: Sequence, position: int) -> Callable[[int],
     return when
 
 
+@pytest.mark.parametrize("stream", [Held, AtOnce, ThreadStream])
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_a_kernel_that_fails_in_flight_for_one_sequence_ends_that_sequence_alone(victim: int) -> None:
+def test_a_kernel_that_fails_in_flight_for_one_sequence_ends_that_sequence_alone(
+    monkeypatch: pytest.MonkeyPatch, victim: int, stream: type
+) -> None:
+    monkeypatch.setattr(executor_module, "ThreadStream", stream)
     engine, wanted = overlapping(share_prefixes=False), requests()
     sequences = decoding(engine, wanted)
     planted = Failing(engine, reaching(engine, sequences[victim], len(wanted[victim].prompt_ids) + 4))
@@ -257,7 +275,11 @@ def test_a_kernel_that_fails_in_flight_for_one_sequence_ends_that_sequence_alone
     assert 4 <= len(failed.token_ids) < NEW
 
 
-def test_a_kernel_that_fails_in_flight_once_fails_nobody() -> None:
+@pytest.mark.parametrize(("stream", "computed_again"), [(Held, 3), (AtOnce, 0), (ThreadStream, 3)])
+def test_a_kernel_that_fails_in_flight_once_fails_nobody(
+    monkeypatch: pytest.MonkeyPatch, stream: type, computed_again: int
+) -> None:
+    monkeypatch.setattr(executor_module, "ThreadStream", stream)
     engine, wanted = overlapping(share_prefixes=False), requests()
     sequences = decoding(engine, wanted)
     planted = Failing(engine, reaching(engine, sequences[1], 10), times=1)
@@ -265,7 +287,8 @@ def test_a_kernel_that_fails_in_flight_once_fails_nobody() -> None:
     assert_all_returned(engine)
     assert planted.failures == 1
     assert_as_alone(sequences, wanted)
-    assert sum(sequence.preemptions for sequence in sequences) == 3  # all that it held was computed again
+    # What was launched is not to be trusted, so all that it held is computed again; what was not is run in another way.
+    assert sum(sequence.preemptions for sequence in sequences) == computed_again
 
 
 def test_a_row_that_is_not_finite_ends_its_sequence_with_the_tokens_before_it(held: None) -> None:
