@@ -33,7 +33,8 @@ class SlotFlow:
 class RoleLedger:
     """The slots of one role (target or draft).
 
-    `committed[lane]` is the filled watermark: positions below it hold K and V of the lane's tokens. `reserved[lane]` is
+    `committed[lane]` is the filled watermark: positions below it hold K and V of the lane's tokens, once all that was
+    launched has run. `reserved[lane]` is
     where its reservation ends; between steps the two are equal. `written[lane]` is how far a running step has written
     (or is about to): beyond it nothing may be read. `page_table[lane]` lists its pages, `page_count[lane]`
     how many; entries beyond are the scratch page.

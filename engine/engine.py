@@ -2,8 +2,8 @@
 
 Owns the loop: one `step` admits, prefills, decodes and checks the ledger. What always holds: requests are served in
 order of arrival, the oldest can always go on, and the youngest gives its pages up when there are none left; slots are
-reserved before they are written and settled before the step ends; an exception in one sequence's work ends that
-sequence alone.
+reserved before they are written and settled before the step ends, or committed and in flight; an exception in one
+sequence's work ends that sequence alone; an interrupted step is computed again.
 """
 
 from __future__ import annotations
@@ -147,6 +147,9 @@ class Engine:
             for observer in self.observers:
                 observer.crashed(self.epoch, error)
             raise
+        except BaseException:
+            self._give_up()  # Interrupted anywhere: what was under way is computed again.
+            raise
         for observer in self.observers:
             observer.ended(self.epoch)
         return sorted(dict.fromkeys(touched), key=lambda sequence: sequence.id)
@@ -164,6 +167,9 @@ class Engine:
             raise OptionError(f"steps must be an integer of 0 or more, is {steps!r}")
         last = list(self.history)[len(self.history) - min(steps, len(self.history)) :]
         shown = [show_binding(binding, kept) for binding, kept in last]
+        failed = self._overlap.last_error
+        if failed is not None:
+            shown.append(f"a step that was started ahead failed and was run again: {type(failed).__name__}: {failed}")
         return "\n".join([*shown, str(self.ledger)])
 
     # Decode
@@ -229,7 +235,8 @@ class Engine:
             return None
         try:
             flight = self._overlap.start(binding, sequences, before)
-        except Exception:
+        except Exception as error:
+            self._overlap.last_error = error
             return None  # Run in the usual way, it is found out whose fault it is.
         one = np.ones(len(sequences), np.int64)
         self._settler.commit(binding, one > 0, one)
@@ -241,36 +248,45 @@ class Engine:
         landed = [s for s in flight.sequences if s.state == "decode"]
         try:
             verdicts = self._overlap.read(flight)
-        except Exception:
-            # What it wrote is not to be trusted, nor what has been started behind it: all of it is computed again.
-            self._flight = None
-            for sequence in landed:
-                self._overlap.doubt(sequence)
-                self.roster.preempt(sequence)
+        except Exception as error:
+            # What it wrote is not to be trusted, nor what has been started behind it.
+            self._overlap.doubt(landed, error)
+            if landed:
+                self._give_up()
             return []
         self._settle(flight.binding, list(flight.sequences), verdicts, is_committed=True)
         return landed
 
+    def _give_up(self) -> None:
+        """Let everything that runs be computed again from its tokens; all of it, so that nobody is overtaken."""
+        self._flight = None
+        for sequence in list(self.roster.running):
+            self.roster.preempt(sequence)
+
     def _settle(
         self, binding: Binding, decoding: list[Sequence], verdicts: list[Verdict], *, is_committed: bool = False
     ) -> None:
-        """Keep, commit, release, and end what has ended; stops cut first, and all else uses the length they leave."""
+        """Keep, commit, release, and end what has ended; stops cut first, and all else uses the length they leave.
+
+        A step that was started ahead is committed already, a slot a sequence; who ended meanwhile takes nothing of it.
+        """
+        going_on = np.array([sequence.state == "decode" for sequence in decoding])
+        if not going_on.any():
+            return
         for observer in self.observers:
-            observer.judged(binding, verdicts)
-        self._settler.note_peaks(binding)
-        kept = np.zeros(len(decoding), np.int64)
-        # Sequences may have ended while the step was in flight.
-        going_on = [sequence.state == "decode" for sequence in decoding]
-        for i, (sequence, verdict) in enumerate(zip(decoding, verdicts, strict=True)):
-            if going_on[i]:
-                raw = None if is_committed else self._decoder.raw_logits(i)
-                kept[i] = self._settler.keep(sequence, verdict, int(binding.width[i]), raw)
+            # One that wants steps one by one has come since this one was started, and never heard of it.
+            if not (is_committed and observer.is_in_step):
+                observer.judged(binding, verdicts)
+        self._settler.note_peaks(binding, going_on)
+        kept = np.ones(len(decoding), np.int64)
+        for i in np.flatnonzero(going_on).tolist():
+            raw = None if is_committed else self._decoder.raw_logits(i)
+            kept[i] = self._settler.keep(decoding[i], verdicts[i], int(binding.width[i]), raw)
         if not is_committed:
             self._settler.commit(binding, np.array([v.fault is None for v in verdicts]), kept)
         self.history.append((binding, dict(zip(binding.lanes.tolist(), kept.tolist(), strict=True))))
-        for i, (sequence, verdict) in enumerate(zip(decoding, verdicts, strict=True)):
-            if not going_on[i]:
-                continue
+        for i in np.flatnonzero(going_on).tolist():
+            sequence, verdict = decoding[i], verdicts[i]
             # A stop reached before the fault is the end that a user sees, as it would have been without drafts.
             if verdict.fault is not None and sequence.finish_reason is None:
                 self.roster.finish(sequence, "error", verdict.fault)

@@ -37,6 +37,7 @@ from slotwise.plans.program import PREFILL, SAMPLER, Program
 from slotwise.plans.rows import RowInputs
 from slotwise.plans.sampling import output_buffers
 from slotwise.plans.show import size
+from slotwise.plans.verify_overlap import why_no_overlap
 
 Probe = Callable[[str, str, float], None]
 """Called as (program name, kernel, seconds) after each launch, when timing is on."""
@@ -83,7 +84,7 @@ class Executor:
         written = {name for p in plan.programs for name in output_buffers(p.kind, plan.options.acceptance)}
         on_device = device.type != "cpu"
         self.stream: Stream | None = None
-        if overlap is not False and (overlap or on_device):
+        if overlap is not False and (overlap or on_device) and why_no_overlap(plan) is None:
             self.stream = DeviceStream() if on_device else ThreadStream()
         follows = (FOLLOWS, TensorSpec(DType.I32, (plan.options.decode_rows,)))
         layout = lay_out([*plan.buffers, follows], written | {round_buffer(name) for name in written}, device)

@@ -22,8 +22,8 @@ from slotwise.plans.program import Program
 class Observer:
     """Watches an engine; override what is of interest.
 
-    While one with `is_in_step` watches, each step is settled before the next is started. Where all do without, `bound`
-    of a step may come before `judged` of the one before it, and an epoch before it has `ended`.
+    While one with `is_in_step` watches, each step is settled before the next is started. Where all do without, steps
+    are started ahead: `bound` of one comes before `judged` of the one before it, in an epoch that never `began`.
     """
 
     is_in_step = True
@@ -38,7 +38,10 @@ class Observer:
         """A prefill chunk or the decode step is reserved and verified, and about to run."""
 
     def judged(self, binding: Binding, verdicts: Sequence[Verdict]) -> None:
-        """The decode step ran; drafts still stand behind each lane's tokens, and nothing is committed yet."""
+        """The decode step ran; drafts still stand behind each lane's tokens, and its tokens are in no sequence yet.
+
+        Nothing is committed, but for a step started ahead; of such a step it is told unless all its sequences ended.
+        """
 
     def ended(self, epoch: int) -> None:
         """The step is over and the ledger balances."""

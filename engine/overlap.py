@@ -38,14 +38,17 @@ class Flight:
 
 
 class Overlap:
-    """Starts steps and reads them later. `refusal` says why this plan, or this machine, has none (None: it has)."""
+    """Starts steps and reads them later. `refusal` says why this plan, or this machine, has none (None: it has).
+
+    `last_error` is the last that a step started ahead has met; it was run again, and waited for.
+    """
 
     def __init__(self, executor: Executor, lanes: Lanes, ledger: Ledger, sampler: Sampler) -> None:
         self._executor = executor
         self._lanes = lanes
         self._target = ledger[TARGET]
         self._sampler = sampler
-        self._doubtful: set[int] = set()
+        self.last_error: Exception | None = None
         self.refusal = why_no_overlap(executor.plan)
         if executor.stream is None:
             self.refusal = self.refusal or "kernels run on the thread that calls them"
@@ -63,7 +66,7 @@ class Overlap:
             len(sequences) <= self._executor.most_rows(TARGET, DECODE)
             and not np.count_nonzero(binding.width)
             and not np.count_nonzero(self._lanes.adjusts[binding.lanes])
-            and all(s.request.sampling.logprobs is None and s.id not in self._doubtful for s in sequences)
+            and all(s.request.sampling.logprobs is None and not s.is_doubted for s in sequences)
         )
 
     def can_follow(self, flight: Flight) -> bool:
@@ -98,9 +101,11 @@ class Overlap:
             for token, good in zip(tokens.tolist(), ok.tolist(), strict=True)
         ]
 
-    def doubt(self, sequence: Sequence) -> None:
-        """A flight with this sequence in it failed: from now on its steps are waited for, to find whose fault it is."""
-        self._doubtful.add(sequence.id)
+    def doubt(self, sequences: SequenceOf[Sequence], error: Exception) -> None:
+        """A flight with these in it failed: from now on their steps are waited for, to find whose fault it is."""
+        self.last_error = error
+        for sequence in sequences:
+            sequence.is_doubted = True
 
 
 def _places(lanes: Ints, chosen: Ints) -> Ints:

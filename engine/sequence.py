@@ -36,6 +36,7 @@ class Sequence:
         self.logprobs: list[TokenLogprobs] = []
         self.verifications = self.drafted = self.accepted = 0
         self.shared_tokens = self.preemptions = 0
+        self.is_doubted = False  # a step that was started ahead has failed with it
         self.peak_slots: dict[str, int] = {}
         self.finish_reason: FinishReason | None = None
         self.error: SlotwiseError | None = None

@@ -1,7 +1,7 @@
 """What a decode step leaves behind: marks that are committed, and each sequence's tokens and counts.
 
-Owns `Settler`. What always holds: stops and the budget cut before anything is committed that they could cut; marks move
-as the plan's step says, by its own expressions.
+Owns `Settler`. What always holds: marks move as the plan's step says, by its own expressions; stops and the budget cut
+before that, but for a step started ahead, which commits its one slot a sequence whatever its token is.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ class Settler:
             sequence.logprobs += logprobs_of(raw, verdict.candidates[:count], asked)
         return count
 
-    def note_peaks(self, binding: Binding) -> None:
-        """Remember how many slots each lane has had at most, this step's included."""
+    def note_peaks(self, binding: Binding, going_on: npt.NDArray[np.bool_]) -> None:
+        """Remember how many slots each lane of those `going_on` has had at most, this step's included."""
         for role, peak in self._lanes.peak_slots.items():
-            span, chosen = binding.span(role), binding.lanes
-            if span is None or span.lanes.size < chosen.size:
+            span, chosen = binding.span(role), binding.lanes[going_on]
+            if span is None or span.lanes.size < binding.lanes.size:
                 peak[chosen] = np.maximum(peak[chosen], self._ledger[role].committed[chosen])
             if span is not None:
-                peak[span.lanes] = np.maximum(peak[span.lanes], span.end)
+                here = np.isin(span.lanes, chosen)
+                peak[span.lanes[here]] = np.maximum(peak[span.lanes[here]], span.end[here])
 
     def commit(self, binding: Binding, whole: npt.NDArray[np.bool_], kept: Ints) -> None:
         """Move the committed marks as the step says; what faulted is left to be released when it closes."""

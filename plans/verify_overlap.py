@@ -28,17 +28,19 @@ def why_no_overlap(plan: Plan) -> str | None:
     decode = plan.step("decode")
     # k = 0, and kept from 1 to k + 1: so whatever is sampled, the mark ends where the next step's span begins.
     premises = [LENGTH - 1, WIDTH, WIDTH * -1, KEPT - 1, WIDTH + 1 - KEPT]
-    for op in decode.ops:
-        for end in op.ends if op.op == "commit" else ():
-            if not (prove(premises, end - LENGTH) and prove(premises, LENGTH - end)):
-                return f"it is not proved that a step without drafts commits up to {LENGTH}: {end}"
+    ends = [end for op in decode.ops if op.op == "commit" for end in op.ends]
+    for end in ends:
+        if not (prove(premises, end - LENGTH) and prove(premises, LENGTH - end)):
+            return f"it is not proved that a step without drafts commits up to {LENGTH}: {end}"
     models = [p for p in plan.programs if (p.role, p.kind) == (TARGET, DECODE)]
-    for sampler in plan.programs:
-        if sampler.role == SAMPLER and sampler.kind in (GREEDY, SAMPLE):
-            for model in models:
-                reason = why_not_fed(sampler, model, plan.options.acceptance) or _differs(sampler, model, plan)
-                if reason is not None:
-                    return reason
+    samplers = [p for p in plan.programs if p.role == SAMPLER and p.kind in (GREEDY, SAMPLE)]
+    if not (ends and models and samplers):
+        return "there is no decode step that commits, or no program to decode or to sample with"
+    for sampler in samplers:
+        for model in models:
+            reason = why_not_fed(sampler, model, plan.options.acceptance) or _differs(sampler, model, plan)
+            if reason is not None:
+                return reason
     return None
 
 
@@ -54,8 +56,10 @@ def _differs(sampler: Program, model: Program, plan: Plan) -> str | None:
 def verify_follow(before: FilledRows, after: FilledRows, follows: Ints, ledger: RoleLedger) -> None:
     """Check that each row of `after` is fed what row `follows[i]` of `before` sampled: its own sequence's next token.
 
-    Both are calls with a row a sequence. Raises VerificationError of the rule `overlap`.
+    Raises VerificationError of the rule `overlap`.
     """
+    if before.rows != before.lanes.size or after.rows != after.lanes.size:
+        raise VerificationError(RULE, f"{ledger.role}: both calls must have a row a sequence, to follow each other")
     if some((follows < 0) | (follows >= before.rows)) or follows.size != after.rows:
         raise VerificationError(
             RULE, f"{ledger.role}: {after.rows} rows follow the rows {follows.tolist()} of a call of {before.rows}"

@@ -1,7 +1,6 @@
-"""Steps started before those before them are read: the same tokens, the same books, the same faults, and no waiting.
+"""Steps started before those before them are read: the same tokens, the same books, and no waiting.
 
-A thread stands for the GPU's stream. `Held` is a stream on which nothing runs before somebody waits for it: what is
-planned meanwhile cannot have looked at any result.
+A thread stands for the GPU's stream, or one of the streams in `flights.py`. Faults are in `test_overlap_faults.py`.
 """
 
 from __future__ import annotations
@@ -11,94 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from slotwise.core.errors import PlanError, SequenceFault, VerificationError
+from slotwise.core.errors import PlanError, VerificationError
 from slotwise.engine import executor as executor_module
 from slotwise.engine import overlap as overlap_module
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import Observer
 from slotwise.engine.request import Request
 from slotwise.engine.score import score
-from slotwise.engine.sequence import Sequence
-from slotwise.engine.streams import Done, ThreadStream, Work
+from slotwise.engine.streams import DeviceStream, ThreadStream
 from slotwise.plans.binding import Binding
 from slotwise.plans.program import TARGET
 from slotwise.plans.rows import FilledRows
 
-from .tiny import DraftChoice, alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine, tiny_model
-
-MODEL = tiny_model(1, layers=2)
-DRAFTS: dict[str, DraftChoice] = {"none": None, "ngram": "ngram", "model": MODEL.draft(0.05)}
-NEW = 14
-
-
-class Held:
-    """A stream on which work runs when its end is waited for, and all before it."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Work] = []
-        self.most = 0
-
-    def start(self, work: Work) -> Done:
-        self.waiting.append(work)
-        self.most = max(self.most, len(self.waiting))
-        return _Until(self, work)
-
-    def join(self) -> None:
-        while self.waiting:
-            self.waiting.pop(0)()
-
-
-class AtOnce:
-    """A stream on which work runs when it is started, as launches do that a GPU refuses."""
-
-    def start(self, work: Work) -> Done:
-        work()
-        return self
-
-    def wait(self) -> None:
-        pass
-
-    def join(self) -> None:
-        pass
-
-
-class _Until:
-    def __init__(self, stream: Held, work: Work) -> None:
-        self._stream, self._work = stream, work
-
-    def wait(self) -> None:
-        while self._work in self._stream.waiting:
-            self._stream.waiting.pop(0)()
+from .flights import DRAFTS, MODEL, NEW, Held, assert_as_alone, decoding, overlapping, requests
+from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine
 
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor_module, "ThreadStream", Held)
-
-
-def requests(count: int = 3, **sampling: Any) -> list[Request]:
-    """Greedy and sampled, of several lengths; whoever asks for log-probabilities waits for every step."""
-    return [
-        request(prompt_of(5 + n, n), NEW + n, **{"temperature": 0.8 * (n % 2), "seed": n, "logprobs": None, **sampling})
-        for n in range(count)
-    ]
-
-
-def overlapping(**options: Any) -> Engine:
-    return tiny_engine(MODEL, overlap=True, **options)
-
-
-def decoding(engine: Engine, wanted: list[Request]) -> list[Sequence]:
-    """The requests, all with their prompts behind them."""
-    sequences = [engine.add(one) for one in wanted]
-    while any(sequence.state != "decode" for sequence in sequences):
-        engine.step()
-    return sequences
-
-
-def assert_as_alone(sequences: list[Sequence], wanted: list[Request]) -> None:
-    assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, one)) for one in wanted]
 
 
 def test_the_next_step_is_planned_and_started_before_this_one_has_run(held: None) -> None:
@@ -116,6 +48,7 @@ def test_the_next_step_is_planned_and_started_before_this_one_has_run(held: None
     finish(engine)
     assert_all_returned(engine)
     assert_as_alone(sequences, requests())
+    assert engine._overlap.last_error is None
 
 
 @pytest.mark.parametrize("stream", [Held, ThreadStream])
@@ -221,113 +154,73 @@ def test_scoring_between_steps_disturbs_no_step_in_flight() -> None:
     assert_as_alone(sequences, wanted)
 
 
-class Failing:
-    """Fails launches of the target's decode programs, at most `times`, where `when(rows of the program)` says so."""
+class Judged(Observer):
+    """Hears of verdicts; wants every step settled before the next."""
 
-    def __init__(self, engine: Engine, when: Callable[[int], bool], times: int = 10**6) -> None:
-        self.failures = 0
-        executor = engine.executor
+    def __init__(self) -> None:
+        self.bindings: list[Binding] = []
+        self.judgements: list[Binding] = []
 
-        def guard(launch: Callable[[], None], rows: int) -> Callable[[], None]:
-            def run() -> None:
-                if self.failures < times and when(rows):
-                    self.failures += 1
-                    raise FloatingPointError("planted")
-                launch()
+    def bound(self, binding: Binding) -> None:
+        self.bindings.append(binding)
 
-            return run
-
-        for key, launches in executor._launches.items():
-            if key[:2] == (TARGET, "decode"):
-                executor._launches[key] = (guard(launches[0], key[2]), *launches[1:])
-        executor._runs.clear()
+    def judged(self, binding: Binding, verdicts: Any) -> None:
+        self.judgements.append(binding)
 
 
-def reaching(engine: Engine, victim: Sequence, position: int) -> Callable[[int], bool]:
-    """Whether a call holds a row of `victim` beyond `position`."""
-
-    def when(rows: int) -> bool:
-        table, ends = (engine.executor.buffers[name][:rows] for name in ("target.page_table", "kv_len"))
-        mine = table[:, 0] == int(engine.ledger[TARGET].page_table[victim.lane or 0, 0])
-        return victim.lane is not None and bool((ends[mine] > position).any())
-
-    return when
-
-
-@pytest.mark.parametrize("stream", [Held, AtOnce, ThreadStream])
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_a_kernel_that_fails_in_flight_for_one_sequence_ends_that_sequence_alone(
-    monkeypatch: pytest.MonkeyPatch, victim: int, stream: type
-) -> None:
-    monkeypatch.setattr(executor_module, "ThreadStream", stream)
-    engine, wanted = overlapping(share_prefixes=False), requests()
-    sequences = decoding(engine, wanted)
-    planted = Failing(engine, reaching(engine, sequences[victim], len(wanted[victim].prompt_ids) + 4))
-    finish(engine)
-    assert_all_returned(engine)
-    assert planted.failures
-    others = [n for n in range(3) if n != victim]
-    assert_as_alone([sequences[n] for n in others], [wanted[n] for n in others])
-    failed = sequences[victim].completion()
-    assert failed.finish_reason == "error"
-    assert "FloatingPointError: planted" in str(failed.error)
-    assert failed.token_ids == alone(MODEL, wanted[victim]).token_ids[: len(failed.token_ids)]
-    assert 4 <= len(failed.token_ids) < NEW
-
-
-@pytest.mark.parametrize(("stream", "computed_again"), [(Held, 3), (AtOnce, 0), (ThreadStream, 3)])
-def test_a_kernel_that_fails_in_flight_once_fails_nobody(
-    monkeypatch: pytest.MonkeyPatch, stream: type, computed_again: int
-) -> None:
-    monkeypatch.setattr(executor_module, "ThreadStream", stream)
-    engine, wanted = overlapping(share_prefixes=False), requests()
-    sequences = decoding(engine, wanted)
-    planted = Failing(engine, reaching(engine, sequences[1], 10), times=1)
-    finish(engine)
-    assert_all_returned(engine)
-    assert planted.failures == 1
-    assert_as_alone(sequences, wanted)
-    # What was launched is not to be trusted, so all that it held is computed again; what was not is run in another way.
-    assert sum(sequence.preemptions for sequence in sequences) == computed_again
-
-
-def test_a_row_that_is_not_finite_ends_its_sequence_with_the_tokens_before_it(held: None) -> None:
-    engine, wanted = overlapping(share_prefixes=False), requests()
-    sequences = decoding(engine, wanted)
-    for _ in range(3):
+@pytest.mark.parametrize("how", ["stop", "cancel", "in the middle"])
+def test_an_observer_that_comes_later_hears_of_no_step_that_was_in_flight(held: None, how: str) -> None:
+    engine = overlapping()
+    plain = alone(MODEL, request(prompt_of(6), NEW, logprobs=None)).token_ids
+    stops = [plain[4]] if how == "stop" else []
+    (first,) = decoding(engine, [request(prompt_of(6), NEW, logprobs=None, stop_token_ids=stops)])
+    while engine._flight is None or (how == "stop" and first.state != "done"):
         engine.step()
-    known = len(sequences[2].tokens)
-    engine.executor.caches[TARGET]["kv0.v"][engine.ledger[TARGET].slots(sequences[2].lane or 0, 2, 3)] = float("nan")
+    if how == "cancel":
+        engine.cancel(first)
+    assert engine.is_idle == (how != "in the middle")
+    late = Judged()
+    engine.observers.append(late)
+    second = engine.add(request(prompt_of(7, 1), NEW, logprobs=None))
     finish(engine)
-    assert_all_returned(engine)
-    assert_as_alone(sequences[:2], wanted[:2])
-    failed = sequences[2].completion()
-    assert isinstance(failed.error, SequenceFault)
-    assert "finite" in str(failed.error)
-    assert len(sequences[2].tokens) == known
+    assert late.judgements
+    assert {binding.epoch for binding in late.judgements} <= {binding.epoch for binding in late.bindings}
+    assert_as_alone([second], [second.request])
 
 
-def test_nothing_that_a_failed_flight_should_have_written_is_shared() -> None:
-    # Pages of one slot, so that each is full at once; what decoding wrote is shared where prefill keeps rows apart.
-    options = {"invariant_prefill": True, "page_size": 1}
-    one = request(prompt_of(6), NEW, logprobs=None)
-    plain = alone(MODEL, one, invariant_prefill=True).token_ids
-    at = next(n for n in range(4, NEW) if plain[n] not in plain[:n])
-    stopped = request(one.prompt_ids, NEW, logprobs=None, stop_token_ids=[plain[at]])
-    engine = overlapping(**options)
-    (sequence,) = decoding(engine, [stopped])
-    # The flight behind the last token fails: the slot of that token stays empty.
-    planted = Failing(engine, lambda rows: int(engine.executor.buffers["kv_len"][:rows].max()) > 6 + at, times=1)
+def test_whoever_takes_a_lane_next_has_slots_of_its_own_alone() -> None:
+    engine = overlapping(max_sequences=1)
+    (first,) = decoding(engine, [request(prompt_of(20), 30, logprobs=None)])
+    for _ in range(4):
+        engine.step()
+    engine.cancel(first)
+    second = engine.add(request(prompt_of(2, 1), 2, logprobs=None))
     finish(engine)
-    assert engine.executor.stream is not None
-    engine.executor.stream.join()
-    assert planted.failures == 1
-    assert sequence.finish_reason == "stop"
-    longer = request((*one.prompt_ids, *plain[: at + 1], 3), NEW, logprobs=None)
-    again = engine.add(longer)
-    finish(engine)
-    assert again.shared_tokens == 6 + at
-    assert outcome(again.completion()) == outcome(alone(MODEL, longer, invariant_prefill=True))
+    assert second.completion().stats.slots == {TARGET: 3}
+
+
+def test_a_stream_that_becomes_the_current_one_waits_for_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Current:
+        def __init__(self) -> None:
+            self.waited: list[object] = []
+
+        def wait_stream(self, other: object) -> None:
+            self.waited.append(other)
+
+        def record(self) -> None:
+            pass
+
+    one, other = Current(), Current()
+    monkeypatch.setattr(torch.cuda, "Event", Current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: one)
+    stream = DeviceStream()
+    stream.start(lambda: None)
+    stream.start(lambda: None)
+    assert one.waited == []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: other)
+    stream.start(lambda: None)
+    stream.join()
+    assert other.waited == [one]
 
 
 def test_requests_that_wait_for_pages_do_not_keep_others_from_overlapping() -> None:
@@ -350,6 +243,7 @@ def overlaps(engine: Engine, wanted: list[Request]) -> bool:
     while not engine.is_idle:
         engine.step()
         seen |= engine._flight is not None
+    assert engine._overlap.last_error is None
     assert all(sequence.error is None for sequence in sequences)
     return seen
 

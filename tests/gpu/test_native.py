@@ -62,11 +62,16 @@ def test_steps_started_ahead_give_the_tokens_of_steps_waited_for(
     assert ahead.engine.executor.stream is not None
     assert waited.engine.executor.stream is None
     expected = waited.generate(prompts, samplings)
+    flights: list[object] = []
+    settle = ahead.engine._settle
+    ahead.engine._settle = lambda *given, **how: (flights.append(how), settle(*given, **how))[1]  # type: ignore
     for _ in range(3):
         found = ahead.generate(prompts, samplings)
         assert [(out.token_ids, out.finish_reason) for out in found] == [
             (out.token_ids, out.finish_reason) for out in expected
         ]
+    assert ahead.engine._overlap.last_error is None
+    assert flights.count({"is_committed": True}) > len(flights) / 2
 
 
 def test_both_backends_share_graphs() -> None:

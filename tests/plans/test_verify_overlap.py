@@ -80,6 +80,18 @@ def _input_as(name: str, dtype: DType) -> Callable[[Graph], Graph]:
     return change
 
 
+def test_a_plan_without_what_is_to_be_proved_proves_nothing(plain: Plan) -> None:
+    without_commit = tuple(
+        dataclasses.replace(step, ops=tuple(op for op in step.ops if op.op != "commit")) for step in plain.steps
+    )
+    for changes in (
+        {"steps": without_commit},
+        {"programs": tuple(p for p in plain.programs if p.role != "sampler")},
+        {"programs": tuple(p for p in plain.programs if p.kind != "decode")},
+    ):
+        assert "no decode step that commits" in str(why_no_overlap(dataclasses.replace(plain, **changes)))
+
+
 def test_tokens_must_be_of_the_kind_that_the_model_reads(plain: Plan) -> None:
     reason = why_no_overlap(_changed(plain, "decode", _input_as("token_ids", DType.I64)))
     assert "reads token_ids as i64[1]" in str(reason)
