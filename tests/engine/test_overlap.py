@@ -45,6 +45,8 @@ def test_the_next_step_is_planned_and_started_before_this_one_has_run(held: None
         assert [len(sequence.tokens) for sequence in sequences] == [n + 1 for n in known]
         assert len(stream.waiting) == 1
     assert stream.most == 2
+    stream.join()
+    assert engine.executor.arrays["sampled"].tolist() == engine.executor.buffers["sampled"].tolist()
     finish(engine)
     assert_all_returned(engine)
     assert_as_alone(sequences, requests())
@@ -291,7 +293,8 @@ def test_a_row_fed_another_sequences_token_is_refused_before_it_runs(
 
     monkeypatch.setattr(overlap_module, "verify_follow", watch)
     engine = overlapping()
-    decoding(engine, requests())
+    # Of one length, so that only the lane tells one's row from the other's.
+    decoding(engine, [request(prompt_of(3, n), NEW, logprobs=None) for n in range(2)])
     engine.step()
     engine.step()
     assert len(refused) >= 2
