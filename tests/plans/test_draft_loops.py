@@ -253,6 +253,10 @@ def _forgotten(filled: Filled) -> None:
     filled.ledger.committed[int(filled.rounds.lanes[0])] -= 1
 
 
+def _lost_page(filled: Filled) -> None:
+    filled.ledger.page_count[int(filled.rounds.lanes[0])] -= 1
+
+
 ROW_MUTANTS: dict[str, tuple[str, Callable[[Filled], None]]] = {
     "a position one further": ("row order", _add("positions", (2, 0), 1)),
     "a slot one further": ("slots", _add("slots", (0, 0), 1)),
@@ -271,6 +275,7 @@ ROW_MUTANTS: dict[str, tuple[str, Callable[[Filled], None]]] = {
     "a slot for one who is done": ("padding", _put("slots", (2, 1), 50)),
     "a slot for padding": ("padding", _put("slots", (0, 3), 50)),
     "another sequence's page": ("page table", _other_page),
+    "a page fewer than later rounds read": ("page table", _lost_page),
     "a width beyond what is reserved": ("kv length", _wider),
     "widths that rise": ("row order", _unsorted),
     "a token that nobody caught up with": ("row order", _forgotten),

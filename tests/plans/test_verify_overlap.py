@@ -102,6 +102,13 @@ def test_a_sampler_of_other_logits_feeds_no_model(plain: Plan) -> None:
     assert "sampler.greedy.1 reads f16" in str(reason)
 
 
+def test_a_model_must_have_an_embedding_for_each_token(plain: Plan) -> None:
+    def without(graph: Graph) -> Graph:
+        return dataclasses.replace(graph, nodes=tuple(node for node in graph.nodes if node.op != "embedding"))
+
+    assert "more than target.decode.1 has embeddings" in str(why_no_overlap(_changed(plain, "decode", without)))
+
+
 def test_an_op_must_promise_a_token_id_in_every_row(plain: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_promise(op: str) -> OpContract:
         contract = contract_of(op)
