@@ -215,7 +215,8 @@ class Engine:
         ]
         if not going_on or not self._overlap.can_follow(flight):
             return None
-        self.epoch += 1
+        if flight.binding.epoch == self.epoch:
+            self.epoch += 1
         try:
             chosen = lanes_of(going_on)
             ids = [s.id for s in going_on]

@@ -23,7 +23,7 @@ class Observer:
     """Watches an engine; override what is of interest.
 
     While one with `is_in_step` watches, each step is settled before the next is started. Where all do without, steps
-    are started ahead: `bound` of one comes before `judged` of the one before it, in an epoch that never `began`.
+    are started ahead: `bound` of one comes before `judged` of the one before it, in an epoch that may not have begun.
     """
 
     is_in_step = True
