@@ -64,7 +64,8 @@ def test_a_long_epilogue_leaves_the_sums_of_a_prefill_product_in_registers(op: s
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", ["sm_80", "sm_120"])
 def test_capped_scores_leave_the_sums_of_prefill_attention_in_registers(generation: str) -> None:
-    call = next(call for call in calls_of("attention", DType.BF16) if call.attrs["softcap"] and not call.attrs["window"])
+    calls = calls_of("attention", DType.BF16)
+    call = next(call for call in calls if call.attrs["softcap"] and not call.attrs["window"])
     (code,) = numba_cuda.compile_call("attention.tiles", call, generation)
     assert facts_of(code).spills == 0
 
