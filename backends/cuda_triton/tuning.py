@@ -49,7 +49,7 @@ TUNED: Mapping[str, tuple[str, str]] = {
 INNER, OUTPUTS = 4096, 4096
 _ROWS_OF_TILES = 256
 _DECODE_BLOCK_M = (16, 32)
-_BITS = 8  # of the quantised weights that are measured; one table serves both kinds
+_BITS = 8  # of the quantised weights that are measured, where an entry serves both kinds
 Measure = Callable[[str, Configuration], float]
 """(table, configuration) -> seconds, infinite when it does not run."""
 
@@ -103,12 +103,12 @@ def tune(tables: Sequence[str], tell: Callable[[str], None]) -> Mapping[str, Map
 def _seconds(generation: str, table: str, configuration: Configuration) -> float:
     """Median time of one launch with that configuration forced; infinite when it fails or computes something else."""
     op, kind = TUNED[table]
-    kernel, inputs, expected = _problem(
-        op, kind, configuration.limits.get("rows"), configuration.limits.get("itemsize", 4)
-    )
+    limits = configuration.limits
+    bits = limits.get("bits", _BITS)
+    kernel, inputs, expected = _problem(op, kind, limits.get("rows"), limits.get("itemsize", 4), bits)
     out = torch.empty_like(expected)
     attrs: dict[str, Attr] = {"activation": "silu"} if op.startswith("linear_gated") else {}
-    attrs |= {"bits": _BITS} if op in FLOAT_OPS else {}
+    attrs |= {"bits": bits} if op in FLOAT_OPS else {}
     choose = linear.configure
     linear.configure = lambda name, *_, **facts: configuration if name == table else choose(name, generation, **facts)
     try:
@@ -126,7 +126,7 @@ def _seconds(generation: str, table: str, configuration: Configuration) -> float
 
 @functools.cache
 def _problem(
-    op: str, kind: str, rows: int | None, itemsize: int
+    op: str, kind: str, rows: int | None, itemsize: int, bits: int
 ) -> tuple[Kernel, tuple[torch.Tensor | None, ...], torch.Tensor]:
     """The kernel, a call of the size that the entry is for, and the right result."""
     kernel = next(k for k in (*linear.KERNELS, *linear_q.KERNELS) if k.name == f"{op}.{kind}")
@@ -138,9 +138,9 @@ def _problem(
     weight = torch.randn(kinds * OUTPUTS, INNER, generator=rng, device="cuda", dtype=dtype) / INNER**0.5
     operands: tuple[torch.Tensor | None, ...] = (weight,)
     if op in FLOAT_OPS:
-        codes, scale, _ = quantise(weight.cpu(), f"int{_BITS}")
+        codes, scale, _ = quantise(weight.cpu(), f"int{bits}")
         operands = codes.cuda(), scale.cuda(), None
-        weight = dequantise(codes, scale, None, bits=_BITS).cuda()
+        weight = dequantise(codes, scale, None, bits=bits).cuda()
     product = torch.nn.functional.linear(x.float(), weight.float())
     if kinds == 2:
         gate, up = product.chunk(2, dim=-1)

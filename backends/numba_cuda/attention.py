@@ -330,7 +330,7 @@ def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     inputs = ("q", "k_cache", "v_cache", "row_start", "kv_len", "page_table", "out")
     made = attend_tiles(shape, sequence_of)
     grid = (dims["T"], dims["Hq"], parts_for(dims["D"]))
-    return (Step(made, grid, TILE_THREADS, (*inputs, sequences, columns, scale, softcap)),)
+    return (Step(made, grid, TILE_THREADS, (*inputs, sequences, columns, scale / softcap, softcap)),)
 
 
 def _refuses_tiles(call: CallSpec) -> str | None:

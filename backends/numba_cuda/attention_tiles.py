@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slotwise.backends.numba_cuda.activation import bounded_tanh
+from slotwise.backends.numba_cuda.activation import ONE, quick_tanh
 from slotwise.backends.numba_cuda.blocks import ALL, LEAST, WARP, ZERO, greater
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
@@ -84,6 +84,56 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
         acc[j, 2] = c2
         acc[j, 3] = c3
 
+    # Called for either row with a number for `i`: a loop over both is not unrolled where its body is long, and what it
+    # indexes is then in memory. No exact division before or within the loop over keys: each has a call for rare cases,
+    # after which ptxas no longer takes a warp's lanes to be together, and what is live must outlive calls.
+
+    @device
+    def weigh(scores, acc, best, mass, i, its_place, last_place, first, scale, softcap):
+        """Scores of the lane's row `i` become weights, under the greatest so far; what was summed shrinks to that.
+
+        Places are counted from the tile's first key. `scale` is over `softcap` already, where there is one.
+        """
+        newest = np.int32(min(its_place, last_place))
+        oldest = np.int32(max(its_place - window, -1)) if window > 0 else np.int32(-1)
+        highest = best[i]
+        for j in range(key_frags):
+            for c in range(2):
+                place = np.int32(first + j * 8 + c)
+                score = scores[j, i * 2 + c] * scale
+                if capped:
+                    score = quick_tanh(score) * softcap
+                score = score if oldest < place <= newest else LEAST
+                scores[j, i * 2 + c] = score
+                highest = greater(highest, score)
+        highest = quad_max(highest)
+        # A row that has seen nothing yet keeps -inf; subtracting that from itself would make a NaN.
+        base = ZERO if highest == LEAST else highest
+        shrink = math.exp(best[i] - base)
+        total = ZERO
+        for j in range(key_frags):
+            for c in range(2):
+                weight = math.exp(scores[j, i * 2 + c] - base)
+                scores[j, i * 2 + c] = weight
+                total += weight
+        mass[i] = mass[i] * shrink + quad_sum(total)
+        best[i] = highest
+        for j in range(out_frags):
+            for c in range(2):
+                acc[j, i * 2 + c] *= shrink
+
+    @device
+    def write_row(out, acc, mass, i, its_row, stop, head, first, end_d):
+        """The lane's part of the result's row `i`."""
+        if its_row < stop:
+            place = (its_row * q_heads + head) * head_dim
+            share = ONE / mass[i]
+            for j in range(out_frags):
+                for c in range(2):
+                    d = first + j * 8 + c
+                    if d < end_d:
+                        out[place + d] = narrow(acc[j, i * 2 + c] * share)
+
     @kernel
     def attend_tiles(q, k_cache, v_cache, row_start, kv_len, page_table, out, sequences, columns, scale, softcap):
         queries = cuda.shared.array(query_size, np.uint16, alignment=ALIGNMENT)
@@ -98,6 +148,11 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
         warp = thread // WARP
         g = lane // 4
         t = lane % 4
+        own_row = warp * 16 + g
+        # Where this lane's row of an 8 x 8 matrix lies, in the first step; the others are a fixed distance away.
+        query_at = (warp * 16 + lane % 16) * stride + lane // 16 * 8
+        key_at = (lane // 16 * 8 + lane % 8) * stride + lane // 8 % 2 * 8
+        value_at = lane % 16 * own_stride + lane // 16 * 8
         row = np.int64(cuda.blockIdx.x)
         head = cuda.blockIdx.y
         kv_head = head // group
@@ -159,61 +214,25 @@ def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
                     for c in range(4):
                         scores[j, c] = ZERO
                 for step in range(deep):
-                    a = load_matrices(queries, (warp * 16 + lane % 16) * stride + step * 16 + lane // 16 * 8)
+                    a = load_matrices(queries, query_at + step * 16)
                     for j in range(key_frags // 2):
-                        place = (j * 16 + lane // 16 * 8 + lane % 8) * stride + step * 16 + lane // 8 % 2 * 8
-                        m = load_matrices(near_keys, place)
+                        m = load_matrices(near_keys, key_at + (j * stride + step) * 16)
                         multiply(scores, 2 * j, a[0], a[1], a[2], a[3], m[0], m[1])
                         multiply(scores, 2 * j + 1, a[0], a[1], a[2], a[3], m[2], m[3])
-                for i in range(2):
-                    its_position = position + warp * 16 + g + i * 8
-                    highest = best[i]
-                    for j in range(key_frags):
-                        for c in range(2):
-                            key = start + j * 8 + t * 2 + c
-                            score = scores[j, i * 2 + c] * scale
-                            if capped:
-                                score = bounded_tanh(score / softcap) * softcap
-                            seen = key <= its_position and key < end
-                            if window > 0:
-                                seen = seen and key > its_position - window
-                            score = score if seen else LEAST
-                            scores[j, i * 2 + c] = score
-                            highest = greater(highest, score)
-                    highest = quad_max(highest)
-                    # A row that has seen nothing yet keeps -inf; subtracting that from itself would make a NaN.
-                    base = ZERO if highest == LEAST else highest
-                    shrink = math.exp(best[i] - base)
-                    total = ZERO
-                    for j in range(key_frags):
-                        for c in range(2):
-                            weight = math.exp(scores[j, i * 2 + c] - base)
-                            scores[j, i * 2 + c] = weight
-                            total += weight
-                    mass[i] = mass[i] * shrink + quad_sum(total)
-                    best[i] = highest
-                    for j in range(out_frags):
-                        for c in range(2):
-                            acc[j, i * 2 + c] *= shrink
+                last_key = end - 1 - start
+                weigh(scores, acc, best, mass, 0, position + own_row - start, last_key, t * 2, scale, softcap)
+                weigh(scores, acc, best, mass, 1, position + own_row + 8 - start, last_key, t * 2, scale, softcap)
                 for j in range(key_frags // 2):
                     a0 = pack(scores[2 * j, 0], scores[2 * j, 1])
                     a1 = pack(scores[2 * j, 2], scores[2 * j, 3])
                     a2 = pack(scores[2 * j + 1, 0], scores[2 * j + 1, 1])
                     a3 = pack(scores[2 * j + 1, 2], scores[2 * j + 1, 3])
                     for step in range(own):
-                        place = (j * 16 + lane % 16) * own_stride + step * 16 + lane // 16 * 8
-                        m = load_matrices_transposed(near_values, place)
+                        m = load_matrices_transposed(near_values, value_at + (j * own_stride + step) * 16)
                         multiply(acc, 2 * step, a0, a1, a2, a3, m[0], m[1])
                         multiply(acc, 2 * step + 1, a0, a1, a2, a3, m[2], m[3])
                 cuda.syncthreads()
-            for i in range(2):
-                its_row = row + warp * 16 + g + i * 8
-                if its_row < stop:
-                    place = (its_row * q_heads + head) * head_dim
-                    for j in range(out_frags):
-                        for c in range(2):
-                            d = begin_d + j * 8 + t * 2 + c
-                            if d < end_d:
-                                out[place + d] = narrow(acc[j, i * 2 + c] / mass[i])
+            write_row(out, acc, mass, 0, row + own_row, stop, head, begin_d + t * 2, end_d)
+            write_row(out, acc, mass, 1, row + own_row + 8, stop, head, begin_d + t * 2, end_d)
 
     return attend_tiles

@@ -128,12 +128,12 @@ def _arguments(op: str, s: Shape, t: int, dtype: DType) -> _Arguments:
         yield (kv, kv, cache, cache, i32(t)), {"layer": 0}
     elif op == "attention":
         attrs: dict[str, Attr] = {"layer": 0, "page_size": PAGE_SIZE, "scale": s.head_dim**-0.5}
-        # A table of configurations looks at no number of rows here; one row, and rows with a window, are other code.
+        # A table of configurations looks at no number of rows here; one row, a window and a cap are other code.
         inputs = (q, cache, cache, i32(t + 1), i32(t), i32(t, PAGES))
         if t in (1, max(ROWS)):
             yield inputs, attrs
         else:
-            yield inputs, {**attrs, "window": 1024, "softcap": 50.0}
+            yield inputs, {**attrs, "softcap": 50.0, "window": 0 if t == SMALL_ROWS else 1024}
     elif op == "filter_logits":
         yield (f32(t, s.vocab), f32(t), i32(t), f32(t), f32(t)), {}
     elif op == "greedy":

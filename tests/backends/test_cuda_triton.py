@@ -278,7 +278,7 @@ def test_every_configuration_computes_the_op(
     def forced(kernel: str, generation: str, **facts: int) -> configurations.Configuration:
         return entry if kernel == table else chosen(kernel, generation, **facts)
 
-    for module in ("linear", "linear_q", "attention"):
+    for module in ("linear", "attention"):
         monkeypatch.setattr(f"slotwise.backends.cuda_triton.{module}.configure", forced)
     contract = contracts()[op]
     in_rows = [case for case in cases_of(contract) if case.attrs.get("layout", ROWS) == ROWS]
@@ -306,6 +306,8 @@ def test_the_first_entry_whose_limits_hold_is_used() -> None:
     many = configurations.configure("linear_rows", "sm_90", rows=17, outputs=4096, itemsize=2)
     assert few.block["BLOCK_M"] == 16
     assert many.block["BLOCK_M"] == 32
+    four, eight = (configurations.configure("linear_q_rows", "sm_90", rows=17, itemsize=2, bits=b) for b in (4, 8))
+    assert four.block["BLOCK_N"] == 2 * eight.block["BLOCK_N"]
     with pytest.raises(BackendError, match="no table for nothing"):
         configurations.configure("nothing", "sm_90")
 

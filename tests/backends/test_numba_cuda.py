@@ -82,6 +82,10 @@ def test_attention_tiles_take_long_contexts() -> None:
     _check("attention.tiles", _attention((70, 2), (300, 40), window=70), DType.BF16)
 
 
+def test_attention_tiles_cap_scores_as_far_as_exponentials_overflow() -> None:
+    _check("attention.tiles", _attention((20, 2), (50, 40), softcap=1e-2), DType.BF16)
+
+
 @pytest.mark.parametrize("kernel", ["attention.split", "attention.tiles"])
 @pytest.mark.parametrize("dim", [16, 72, 144, 200])
 def test_heads_of_any_width_are_attended(kernel: str, dim: int) -> None:

@@ -61,6 +61,15 @@ def test_a_long_epilogue_leaves_the_sums_of_a_prefill_product_in_registers(op: s
     assert facts_of(code).spills == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", ["sm_80", "sm_120"])
+def test_capped_scores_leave_the_sums_of_prefill_attention_in_registers(generation: str) -> None:
+    calls = calls_of("attention", DType.BF16)
+    call = next(call for call in calls if call.attrs["softcap"] and not call.attrs["window"])
+    (code,) = numba_cuda.compile_call("attention.tiles", call, generation)
+    assert facts_of(code).spills == 0
+
+
 def test_numba_cuda_is_audited_as_triton_is() -> None:
     findings = list(Audit("numba_cuda", ["sm_90"], load_budget(), ["add.flat"]).run())
     assert {finding.facts.code.dtype for finding in findings} == {"bf16", "f16", "f32"}
