@@ -271,8 +271,8 @@ class Engine:
 
         A step that was started ahead is committed already, a slot a sequence; who ended meanwhile takes nothing of it.
         """
-        going_on = np.array([sequence.state == "decode" for sequence in decoding])
-        if not going_on.any():
+        going_on = [i for i, sequence in enumerate(decoding) if sequence.state == "decode"]
+        if not going_on:
             return
         for observer in self.observers:
             # One that wants steps one by one has come since this one was started, and never heard of it.
@@ -280,13 +280,13 @@ class Engine:
                 observer.judged(binding, verdicts)
         self._settler.note_peaks(binding, going_on)
         kept = np.ones(len(decoding), np.int64)
-        for i in np.flatnonzero(going_on).tolist():
+        for i in going_on:
             raw = None if is_committed else self._decoder.raw_logits(i)
             kept[i] = self._settler.keep(decoding[i], verdicts[i], int(binding.width[i]), raw)
         if not is_committed:
             self._settler.commit(binding, np.array([v.fault is None for v in verdicts]), kept)
         self.history.append((binding, dict(zip(binding.lanes.tolist(), kept.tolist(), strict=True))))
-        for i in np.flatnonzero(going_on).tolist():
+        for i in going_on:
             sequence, verdict = decoding[i], verdicts[i]
             # A stop reached before the fault is the end that a user sees, as it would have been without drafts.
             if verdict.fault is not None and sequence.finish_reason is None:

@@ -43,15 +43,18 @@ class Settler:
             sequence.logprobs += logprobs_of(raw, verdict.candidates[:count], asked)
         return count
 
-    def note_peaks(self, binding: Binding, going_on: npt.NDArray[np.bool_]) -> None:
-        """Remember how many slots each lane of those `going_on` has had at most, this step's included."""
+    def note_peaks(self, binding: Binding, places: list[int]) -> None:
+        """Remember how many slots the sequences at `places` of the binding have had at most, this step's included."""
+        whole = len(places) == binding.lanes.size
+        chosen = binding.lanes if whole else binding.lanes[places]
         for role, peak in self._lanes.peak_slots.items():
-            span, chosen = binding.span(role), binding.lanes[going_on]
+            span = binding.span(role)
             if span is None or span.lanes.size < binding.lanes.size:
                 peak[chosen] = np.maximum(peak[chosen], self._ledger[role].committed[chosen])
             if span is not None:
-                here = np.isin(span.lanes, chosen)
-                peak[span.lanes[here]] = np.maximum(peak[span.lanes[here]], span.end[here])
+                # Only of a step started ahead have some ended, and it has no span but the target's, over all lanes.
+                lanes, ends = (span.lanes, span.end) if whole else (chosen, span.end[places])
+                peak[lanes] = np.maximum(peak[lanes], ends)
 
     def commit(self, binding: Binding, whole: npt.NDArray[np.bool_], kept: Ints) -> None:
         """Move the committed marks as the step says; what faulted is left to be released when it closes."""
