@@ -81,10 +81,9 @@ def engine_on(clock: Clock, model: Any, batch: int, overlap: bool) -> Engine:
     for key, launches in executor._launches.items():
         executor._launches[key] = tuple(lambda: None for _ in launches)
     executor.arrays._buffers["ok"].fill_(True)
-    executor.stream = clock
+    executor.stream = clock if overlap else None
     if not overlap:
         # The host waits where it reads: after the sampler, which comes behind the model.
-        engine._overlap.refusal = "measured without"
         run = executor.run
 
         def run_and_wait(role: str, kind: str, rows: int) -> None:

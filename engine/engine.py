@@ -15,7 +15,7 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
-from slotwise.core.errors import OptionError, RequestError
+from slotwise.core.errors import OptionError, OutOfPages, RequestError
 from slotwise.core.model import WeightSource
 from slotwise.engine.acceptance import Acceptance, Verdict
 from slotwise.engine.acceptance.coupled import Coupled
@@ -221,8 +221,11 @@ class Engine:
             chosen = lanes_of(going_on)
             ids = [s.id for s in going_on]
             binding = self._binder.planner.bind(self.epoch, ids, chosen, np.zeros(chosen.size, np.int64))
-        except Exception:
-            self._binder.release(chosen)  # Whatever it is, the step is planned again when the flight has landed.
+        except Exception as error:
+            # Whatever it is, the step is planned again when the flight has landed; that pages run out is usual.
+            self._binder.release(chosen)
+            if not isinstance(error, OutOfPages):
+                self._overlap.last_error = error
             return None
         self._tell_bound(binding)
         found = self._start_ahead(binding, going_on, flight)
@@ -262,7 +265,10 @@ class Engine:
         """Let everything that runs be computed again from its tokens; all of it, so that nobody is overtaken."""
         self._flight = None
         for sequence in list(self.roster.running):
-            self.roster.preempt(sequence)
+            if sequence.finish_reason is not None:  # interrupted between its last token and its end
+                self.roster.finish(sequence, sequence.finish_reason)
+            else:
+                self.roster.preempt(sequence)
 
     def _settle(
         self, binding: Binding, decoding: list[Sequence], verdicts: list[Verdict], *, is_committed: bool = False

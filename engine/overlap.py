@@ -24,7 +24,7 @@ from slotwise.plans.binding import Binding
 from slotwise.plans.program import DECODE, SAMPLER, TARGET
 from slotwise.plans.rows import FilledRows
 from slotwise.plans.sampling import GREEDY, SAMPLE
-from slotwise.plans.verify_overlap import verify_follow, why_no_overlap
+from slotwise.plans.verify_overlap import verify_follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Flight:
 
 
 class Overlap:
-    """Starts steps and reads them later. `refusal` says why this plan, or this machine, has none (None: it has).
+    """Starts steps and reads them later, where the executor has a stream for them.
 
     `last_error` is the last that a step started ahead has met; it was run again, and waited for.
     """
@@ -49,16 +49,13 @@ class Overlap:
         self._target = ledger[TARGET]
         self._sampler = sampler
         self.last_error: Exception | None = None
-        self.refusal = why_no_overlap(executor.plan)
-        if executor.stream is None:
-            self.refusal = self.refusal or "kernels run on the thread that calls them"
 
     @property
     def is_possible(self) -> bool:
         """Whether steps may be started ahead now: nobody looks between kernels, or times them."""
         executor = self._executor
         is_watched = executor.conductor is not None or executor.probe is not None or executor.time_kernels
-        return self.refusal is None and not is_watched
+        return executor.stream is not None and not is_watched
 
     def takes(self, sequences: SequenceOf[Sequence], binding: Binding) -> bool:
         """Whether this step may be started ahead: one call, and nothing that the host does to its logits."""

@@ -21,7 +21,7 @@ from slotwise.engine.streams import ThreadStream
 from slotwise.plans.program import TARGET
 
 from .flights import MODEL, NEW, AtOnce, Held, assert_as_alone, decoding, overlapping, requests
-from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request
+from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine
 
 
 @pytest.fixture
@@ -161,6 +161,31 @@ def test_an_interrupted_step_is_computed_again(monkeypatch: pytest.MonkeyPatch, 
     finish(engine)
     assert_all_returned(engine)
     assert_as_alone(sequences, wanted)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_step_interrupted_after_a_stop_generates_nothing_behind_it(
+    monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    plain = alone(MODEL, request(prompt_of(6), NEW, logprobs=None)).token_ids
+    at = next(n for n in range(4, NEW) if plain[n] not in plain[:n])
+    one = request(prompt_of(6), NEW, logprobs=None, stop_token_ids=[plain[at]])
+    engine = tiny_engine(MODEL, overlap=overlap)
+    (sequence,) = decoding(engine, [one])
+    take_in = engine.roster.take_in
+
+    def interrupted(given: Sequence, before: int) -> None:
+        if given.finish_reason is not None:
+            raise KeyboardInterrupt
+        take_in(given, before)
+
+    monkeypatch.setattr(engine.roster, "take_in", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(engine)
+    monkeypatch.undo()
+    finish(engine)
+    assert_all_returned(engine)
+    assert outcome(sequence.completion()) == outcome(alone(MODEL, one))
 
 
 def test_nobody_is_overtaken_where_a_flight_fails() -> None:
