@@ -57,24 +57,9 @@ def verify_step(step: Step, has_draft_model: bool) -> None:
         _prove(step, case, premises, "capacity", "the target's span ends within capacity", CAPACITY - reserved.end)
         _prove(step, case, premises, "pages", "the target's span ends within its pages", ROOM - reserved.end)
         _prove(step, case, premises, "rotary", "positions are in the rotary table", ROTARY - reserved.end)
-        _prove(
-            step,
-            case,
-            premises,
-            "watermark",
-            "the target's span starts at its committed mark",
-            reserved.begin - LENGTH + 1,
-        )
-        _prove(
-            step,
-            case,
-            premises,
-            "watermark",
-            "the target's span starts at its committed mark",
-            LENGTH - 1 - reserved.begin,
-        )
-        _prove(step, case, premises, "rows", "the span has k + 1 slots", reserved.end - reserved.begin - WIDTH - 1)
-        _prove(step, case, premises, "rows", "the span has k + 1 slots", WIDTH + 1 - reserved.end + reserved.begin)
+        at_mark, slots = reserved.begin - LENGTH + 1, reserved.end - reserved.begin
+        _prove_zero(step, case, premises, "watermark", "the target's span starts at its committed mark", at_mark)
+        _prove_zero(step, case, premises, "rows", "the span has k + 1 slots", slots - WIDTH - 1)
         _prove(step, case, premises, "capacity", "the sequence stays within capacity", CAPACITY - LENGTH - KEPT)
         _prove(step, case, premises, "width", "k is no greater than the plan's width", SPECULATE - WIDTH)
         _prove(step, case, premises, "budget", "no draft lies beyond max_new_tokens", BUDGET - WIDTH - 1)
@@ -88,8 +73,8 @@ def _prove_draft(step: Step, premises: list[Affine]) -> None:
     if reserved is None or written != reserved:
         raise VerificationError("written once", f"step {step.name}: draft writes {written}, reserved is {reserved}")
     case = "k > 0"
-    _prove(step, case, premises, "watermark", "the draft's span starts at its filled mark", reserved.begin - FILLED)
-    _prove(step, case, premises, "watermark", "the draft's span starts at its filled mark", FILLED - reserved.begin)
+    at_mark = reserved.begin - FILLED
+    _prove_zero(step, case, premises, "watermark", "the draft's span starts at its filled mark", at_mark)
     _prove(step, case, premises, "capacity", "the draft's span ends within its capacity", DRAFT_CAPACITY - reserved.end)
     _prove(
         step, case, premises, "rows", "the draft is fed up to its last draft but one", reserved.end - LENGTH - WIDTH + 1
@@ -133,8 +118,8 @@ def _prove_prefill(step: Step) -> None:
     _prove(step, "any chunk", premises, "pages", "the chunk ends within its pages", ROOM - reserved.end)
     _prove(step, "any chunk", premises, "rotary", "positions are in the rotary table", ROTARY - reserved.end)
     _prove(step, "any chunk", premises, "known", "only known tokens are filled", KNOWN - reserved.end)
-    _prove(step, "any chunk", premises, "watermark", "the chunk starts at the committed mark", reserved.begin - BEGIN)
-    _prove(step, "any chunk", premises, "watermark", "the chunk starts at the committed mark", BEGIN - reserved.begin)
+    at_mark = reserved.begin - BEGIN
+    _prove_zero(step, "any chunk", premises, "watermark", "the chunk starts at the committed mark", at_mark)
     _prove(step, "any chunk", premises, "rows", "the chunk has its rows", reserved.end - BEGIN - CHUNK)
 
 
@@ -160,3 +145,8 @@ def _require_ops(step: Step, expected: tuple[str, ...], roles: tuple[str, ...]) 
 def _prove(step: Step, case: str, premises: list[Affine], rule: str, what: str, goal: Affine) -> None:
     if not prove(premises, goal):
         raise VerificationError(rule, f"step {step.name}, {case}: not proved that {what} ({goal} >= 0)")
+
+
+def _prove_zero(step: Step, case: str, premises: list[Affine], rule: str, what: str, goal: Affine) -> None:
+    _prove(step, case, premises, rule, what, goal)
+    _prove(step, case, premises, rule, what, goal * -1)
