@@ -7,20 +7,19 @@ way at once, in one thread or several: they share the engine's steps.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 
 from slotwise import debug
-from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
+from slotwise.core.errors import OptionError, SlotwiseError
 from slotwise.core.specs import DType
 from slotwise.engine.detokenize import TokenPieces
 from slotwise.engine.engine import Engine
-from slotwise.engine.request import Completion, Request, Stats
+from slotwise.engine.request import Completion, Request
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.inspect.crash import CrashRecorder
@@ -35,11 +34,10 @@ from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import DRAFT, TARGET
 from slotwise.progress import progress_for
+from slotwise.requests import Prompt, Samplings, default_sampling, integers, is_prompt, one_for_each, refused, unpacked
 from slotwise.sharing import SharedEngine
 from slotwise.stream import Stream
 
-Prompt = str | Sequence[int]
-Samplings = Sampling | Sequence[Sampling] | None
 Messages = Sequence[Mapping[str, object]]
 
 
@@ -175,8 +173,8 @@ class LLM:
         A single prompt that cannot be served raises its error; among several it comes back as a completion with
         `finish_reason` `error`, and the others are not touched.
         """
-        prompts = _unpacked(prompts, "prompts must be text, a list of token ids, or a list of either")
-        single = isinstance(prompts, str) or (bool(prompts) and not any(map(_is_prompt, prompts)))
+        prompts = unpacked(prompts, "prompts must be text, a list of token ids, or a list of either")
+        single = isinstance(prompts, str) or (bool(prompts) and not any(map(is_prompt, prompts)))
         asked = [prompts] if single else list(prompts)
         started: list[Running | Completion] = []
         try:
@@ -186,7 +184,7 @@ class LLM:
                 except SlotwiseError as error:
                     if single:
                         raise
-                    started.append(_refused(error, each))
+                    started.append(refused(error, each))
             running = [entry for entry in started if isinstance(entry, Running)]
             with progress_for(self._progress) as report:
                 for sequence in running:
@@ -230,7 +228,7 @@ class LLM:
         All rows go through the decode-side programs, so they are the bits that generation has at positions it decoded
         itself; a prompt goes through prefill programs, whose last bits may differ.
         """
-        return self._engine.score(_token_ids(_unpacked(token_ids, "token_ids must be a list of token ids")))
+        return self._engine.score(integers(unpacked(token_ids, "token_ids must be a list of token ids")))
 
     # Looking
 
@@ -268,73 +266,14 @@ class LLM:
     @property
     def default_sampling(self) -> Sampling:
         """How the checkpoint's generation_config would sample: greedy where it says nothing."""
-        defaults = self._defaults
-        if not defaults.do_sample:
-            return Sampling()
-        values = {
-            "temperature": 1.0 if defaults.temperature is None else defaults.temperature,
-            "top_k": defaults.top_k,
-            "top_p": defaults.top_p,
-            "min_p": defaults.min_p,
-            "repetition_penalty": defaults.repetition_penalty,
-        }
-        try:
-            return Sampling(**cast("dict[str, Any]", {name: v for name, v in values.items() if v is not None}))
-        except OptionError as error:
-            raise CheckpointError(
-                f"{self._folder / 'generation_config.json'}: {error}; correct the file, or give a Sampling"
-            ) from error
+        return default_sampling(self._defaults, self._folder)
 
     # Parts
 
     def _samplings(self, sampling: Samplings, count: int) -> list[Sampling]:
-        if sampling is None:
-            sampling = self.default_sampling
-        if isinstance(sampling, Sampling):
-            return [sampling] * count
-        found = list(sampling) if isinstance(sampling, Sequence) else [sampling]
-        for each in found:
-            if not isinstance(each, Sampling):
-                raise OptionError(f"sampling must be a slotwise.Sampling or a list of them, found {each!r:.80}")
-        if len(found) != count:
-            raise OptionError(f"there are {len(found)} samplings for {count} prompts; give one, or one for each prompt")
-        return found
+        return one_for_each(self.default_sampling if sampling is None else sampling, count)
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
-        prompt = _unpacked(prompt, "a prompt must be text or a list of token ids")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _token_ids(prompt)
+        prompt = unpacked(prompt, "a prompt must be text or a list of token ids")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else integers(prompt)
         return Request(tuple(ids), sampling)
-
-
-def _unpacked(value: Any, expected: str) -> Any:
-    """`value`, as Python's own numbers and lists where it is a tensor or an array; refuses what is no sequence."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Sequence):
-        raise RequestError(f"{expected}, found a {type(value).__name__}")
-    return value
-
-
-def _is_prompt(entry: object) -> bool:
-    """Whether an entry of a list is a prompt of its own, rather than a token id."""
-    return isinstance(entry, Sequence) or getattr(entry, "ndim", 0) == 1
-
-
-def _token_ids(values: Sequence[Any]) -> list[int]:
-    """Python's own integers of anything integral; a number that is not whole, a truth value or text is refused."""
-    found = []
-    for place, value in enumerate(values):
-        plain = value.tolist() if hasattr(value, "tolist") else value
-        try:
-            found.append(operator.index(plain))
-        except TypeError:
-            plain = True
-        if isinstance(plain, bool):
-            raise RequestError(f"token ids must be integers, found {value!r:.80} at place {place}")
-    return found
-
-
-def _refused(error: SlotwiseError, sampling: Sampling) -> Completion:
-    """The completion of a request that could not be served."""
-    stats = Stats(0, 0, sampling.max_new_tokens, 0, sampling.seed or 0, 0, 0, 0, 0, 0, 0.0, 0.0, {})
-    return Completion("", (), "error", None, stats, error)

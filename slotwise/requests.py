@@ -1,0 +1,89 @@
+"""What a caller hands in, as requests that the engine takes: prompts, token ids, samplings.
+
+What always holds: what is no prompt, no token id or no sampling is refused by name, before anything is queued; a
+tensor or an array of integers is as good as a list of them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
+from slotwise.engine.request import Completion, Stats
+from slotwise.engine.sampling import Sampling
+from slotwise.models.generation_config import GenerationDefaults
+
+Prompt = str | Sequence[int]
+Samplings = Sampling | Sequence[Sampling] | None
+
+
+def unpacked(value: Any, expected: str) -> Any:
+    """`value`, as Python's own numbers and lists where it is a tensor or an array; refuses what is no sequence."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (bytes, Mapping)) or not isinstance(value, Sequence):
+        raise RequestError(f"{expected}, found a {type(value).__name__}")
+    return value
+
+
+def is_prompt(entry: object) -> bool:
+    """Whether an entry of a list is a prompt of its own, rather than a token id."""
+    return isinstance(entry, Sequence) or getattr(entry, "ndim", 0) == 1
+
+
+def integers(values: Sequence[Any]) -> list[int]:
+    """Token ids as Python's own integers, of anything integral.
+
+    Raises RequestError for a number that is not whole, a truth value or text.
+    """
+    found = []
+    for place, value in enumerate(values):
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        try:
+            found.append(operator.index(plain))
+        except TypeError:
+            plain = True
+        if isinstance(plain, bool):
+            raise RequestError(f"token ids must be integers, found {value!r:.80} at place {place}")
+    return found
+
+
+def one_for_each(sampling: Sampling | Sequence[Sampling], count: int) -> list[Sampling]:
+    """A sampling for each of `count` prompts, of one for all or of a list with one for each."""
+    if isinstance(sampling, Sampling):
+        return [sampling] * count
+    found = list(sampling) if isinstance(sampling, Sequence) else [sampling]
+    for each in found:
+        if not isinstance(each, Sampling):
+            raise OptionError(f"sampling must be a slotwise.Sampling or a list of them, found {each!r:.80}")
+    if len(found) != count:
+        raise OptionError(f"there are {len(found)} samplings for {count} prompts; give one, or one for each prompt")
+    return found
+
+
+def default_sampling(defaults: GenerationDefaults, folder: Path) -> Sampling:
+    """How a checkpoint's generation_config would sample; raises CheckpointError where its values make no sense."""
+    if not defaults.do_sample:
+        return Sampling()
+    values = {
+        "temperature": 1.0 if defaults.temperature is None else defaults.temperature,
+        "top_k": defaults.top_k,
+        "top_p": defaults.top_p,
+        "min_p": defaults.min_p,
+        "repetition_penalty": defaults.repetition_penalty,
+    }
+    try:
+        return Sampling(**cast("dict[str, Any]", {name: v for name, v in values.items() if v is not None}))
+    except OptionError as error:
+        raise CheckpointError(
+            f"{folder / 'generation_config.json'}: {error}; correct the file, or give a Sampling"
+        ) from error
+
+
+def refused(error: SlotwiseError, sampling: Sampling) -> Completion:
+    """The completion of a request that could not be served."""
+    stats = Stats(0, 0, sampling.max_new_tokens, 0, sampling.seed or 0, 0, 0, 0, 0, 0, 0.0, 0.0, {})
+    return Completion("", (), "error", None, stats, error)
