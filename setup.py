@@ -5,7 +5,7 @@ The list of packages is read off the folders, so that adding a folder (a backend
 
 from setuptools import find_packages, setup
 
-ROOMS = ("core", "models", "plans", "backends", "engine")
+ROOMS = ("core", "slots", "proving", "models", "plans", "backends", "engine")
 
 setup(
     packages=[

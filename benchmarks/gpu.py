@@ -32,7 +32,7 @@ from triton.testing import do_bench
 import slotwise
 from slotwise.core.backend import load_backend
 from slotwise.core.ops import contract_of
-from slotwise.core.validate import call_of
+from slotwise.proving.validate import call_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {

@@ -181,7 +181,11 @@ def load_backend(name: str) -> Backend:
 
 def _folder_names() -> tuple[str, ...]:
     package = importlib.import_module("slotwise.backends")
-    return tuple(sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg))
+    return tuple(
+        sorted(
+            info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg and not info.name.startswith("_")
+        )
+    )
 
 
 def default_backend() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from slotwise.core.errors import OutOfPages, SlotwiseError
-from slotwise.core.ledger import Ledger
 from slotwise.engine.decode import as_fault
 from slotwise.engine.drafters import Drafter
 from slotwise.engine.lanes import Ints, Lanes
@@ -18,8 +17,9 @@ from slotwise.engine.planner import DecodePlanner
 from slotwise.engine.roster import Roster
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.width import WidthPolicy
-from slotwise.plans.binding import Binding
 from slotwise.plans.plan import Plan
+from slotwise.slots.binding import Binding
+from slotwise.slots.ledger import Ledger
 
 
 class StepBinder:

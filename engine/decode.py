@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from slotwise.core.errors import SequenceFault, SlotwiseError
-from slotwise.core.ledger import Ledger
 from slotwise.engine.acceptance import Acceptance, Verdict
 from slotwise.engine.drafters import Drafter, Drafting
 from slotwise.engine.executor import Executor
@@ -21,9 +20,11 @@ from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import cut_by_rows, run_rows
 from slotwise.engine.sampler import Sampler
 from slotwise.engine.sequence import Sequence
-from slotwise.plans.binding import Binding
-from slotwise.plans.program import DECODE, TARGET
-from slotwise.plans.rows import FilledRows
+from slotwise.plans.program import DECODE
+from slotwise.slots.binding import Binding
+from slotwise.slots.ledger import Ledger
+from slotwise.slots.rows import FilledRows
+from slotwise.slots.step import TARGET
 
 Scores = npt.NDArray[np.float32]
 

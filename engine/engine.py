@@ -43,10 +43,10 @@ from slotwise.engine.settle import Settler
 from slotwise.engine.stops import StopChecker
 from slotwise.engine.weights import Progress
 from slotwise.engine.width import WidthPolicy
-from slotwise.plans.binding import Binding
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import TARGET
-from slotwise.plans.show_binding import show_binding
+from slotwise.slots.binding import Binding
+from slotwise.slots.show import show_binding
+from slotwise.slots.step import TARGET
 
 HISTORY = 32
 """Steps that the engine remembers, to be printed."""

@@ -31,13 +31,13 @@ from slotwise.engine.memory import Shelf, memory_on
 from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.streams import DeviceStream, Done, Stream, ThreadStream
 from slotwise.engine.weights import Progress, load_weights
+from slotwise.plans.checks.overlap import why_no_overlap
 from slotwise.plans.loop import DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import PREFILL, SAMPLER, Program
-from slotwise.plans.rows import RowInputs
 from slotwise.plans.sampling import output_buffers
 from slotwise.plans.show import size
-from slotwise.plans.verify_overlap import why_no_overlap
+from slotwise.slots.rows import RowInputs
 
 Probe = Callable[[str, str, float], None]
 """Called as (program name, kernel, seconds) after each launch, when timing is on."""

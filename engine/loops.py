@@ -20,8 +20,8 @@ from slotwise.engine.observer import BoundCall
 from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
-from slotwise.plans.round_rows import RoundInputs
 from slotwise.plans.sampling import output_buffers
+from slotwise.slots.rounds import RoundInputs
 
 BoundProgram = tuple[Program, tuple[BoundCall, ...]]
 TensorOf = Callable[[str], torch.Tensor]

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from slotwise.core.ledger import RoleLedger
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.plans.program import DECODE
-from slotwise.plans.rows import FilledRows, fill_rows
-from slotwise.plans.verify_binding import verify_rows
+from slotwise.slots.ledger import RoleLedger
+from slotwise.slots.rows import FilledRows, fill_rows
+from slotwise.slots.verify_binding import verify_rows
 
 
 def run_rows(

@@ -15,8 +15,8 @@ from slotwise.core.backend import Launch, Tensors
 from slotwise.core.graph import Node
 from slotwise.engine.acceptance import Verdict
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.plans.binding import Binding
 from slotwise.plans.program import Program
+from slotwise.slots.binding import Binding
 
 
 class Observer:

@@ -1,7 +1,7 @@
 """Steps that the host does not wait for: it plans, verifies and starts the next one while they run.
 
 Owns `Flight` and `Overlap`. What always holds: only a step without drafts is started ahead, whose marks do not depend
-on its tokens (`verify_overlap.py` proves it). So it is committed when it is started, and the next step is bound,
+on its tokens (`plans/checks/overlap.py` proves it). So it is committed when it is started, and the next step is bound,
 reserved and verified by the same rules as any. Tokens are read one step late and end sequences then; what the step in
 flight computes for those that ended is dropped, and the slot that it took returns with their others.
 """
@@ -13,18 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slotwise.core.ledger import Ledger
 from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.executor import Executor, Started
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import prepare_rows
 from slotwise.engine.sampler import Sampler
 from slotwise.engine.sequence import Sequence
-from slotwise.plans.binding import Binding
-from slotwise.plans.program import DECODE, SAMPLER, TARGET
-from slotwise.plans.rows import FilledRows
+from slotwise.plans.program import DECODE, SAMPLER
 from slotwise.plans.sampling import GREEDY, SAMPLE
-from slotwise.plans.verify_overlap import verify_follow
+from slotwise.slots.binding import Binding
+from slotwise.slots.ledger import Ledger
+from slotwise.slots.rows import FilledRows
+from slotwise.slots.step import TARGET
+from slotwise.slots.verify_follow import verify_follow
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 
 from slotwise.core.errors import RequestError
-from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.engine.lanes import Ints
 from slotwise.engine.sequence import Sequence
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import RolePlan
+from slotwise.slots.ledger import Ledger, RoleLedger
 
 
 def make_ledger(plan: Plan) -> Ledger:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.engine.lanes import Ints, Lanes
-from slotwise.plans.binding import Binding, WidthFormula, bind_decode
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, TARGET
-from slotwise.plans.verify_binding import verify_binding
+from slotwise.slots.binding import Binding, WidthFormula, bind_decode
+from slotwise.slots.ledger import Ledger, RoleLedger
+from slotwise.slots.step import DRAFT, TARGET
+from slotwise.slots.verify_binding import verify_binding
 
 UNLIMITED = 2**40
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slotwise.core.ledger import Ledger, RoleLedger
 from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Lanes
@@ -21,10 +20,12 @@ from slotwise.engine.model_call import run_rows
 from slotwise.engine.request import TokenLogprobs
 from slotwise.engine.sampler import Sampler, logprobs_of
 from slotwise.engine.sequence import Sequence
-from slotwise.plans.binding import Binding, bind_prefill
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DECODE, DRAFT, PREFILL, TARGET
-from slotwise.plans.verify_binding import verify_binding
+from slotwise.plans.program import DECODE, PREFILL
+from slotwise.slots.binding import Binding, bind_prefill
+from slotwise.slots.ledger import Ledger, RoleLedger
+from slotwise.slots.step import DRAFT, TARGET
+from slotwise.slots.verify_binding import verify_binding
 
 
 @dataclass(frozen=True, slots=True)

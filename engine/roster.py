@@ -13,7 +13,6 @@ import contextlib
 import numpy as np
 
 from slotwise.core.errors import SlotwiseError
-from slotwise.core.ledger import Ledger
 from slotwise.engine.decode import as_fault
 from slotwise.engine.drafters import Drafter
 from slotwise.engine.lanes import Lanes
@@ -21,7 +20,8 @@ from slotwise.engine.parts import lanes_of
 from slotwise.engine.prefill import Prefiller
 from slotwise.engine.request import FinishReason
 from slotwise.engine.sequence import Sequence
-from slotwise.plans.program import DRAFT, TARGET
+from slotwise.slots.ledger import Ledger
+from slotwise.slots.step import DRAFT, TARGET
 
 
 class Roster:

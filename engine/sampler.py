@@ -19,8 +19,8 @@ from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.request import TokenLogprobs
 from slotwise.plans.program import SAMPLER
-from slotwise.plans.rows import FilledRows
 from slotwise.plans.sampling import ACCEPT, FILTER, GREEDY, SAMPLE
+from slotwise.slots.rows import FilledRows
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]

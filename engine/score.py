@@ -15,7 +15,8 @@ from slotwise.core.errors import OutOfPages, RequestError
 from slotwise.engine.engine import Engine
 from slotwise.engine.model_call import run_rows
 from slotwise.engine.parts import check_prompt
-from slotwise.plans.program import DECODE, TARGET
+from slotwise.plans.program import DECODE
+from slotwise.slots.step import TARGET
 
 
 def score(engine: Engine, token_ids: Sequence[int]) -> torch.Tensor:

@@ -11,15 +11,15 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from slotwise.core.ledger import Ledger
 from slotwise.engine.acceptance import Verdict
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.sampler import Floats, logprobs_of
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.width import WidthPolicy
-from slotwise.plans.binding import Binding
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT
+from slotwise.slots.binding import Binding
+from slotwise.slots.ledger import Ledger
+from slotwise.slots.step import DRAFT
 
 
 class Settler:

@@ -29,9 +29,9 @@ from slotwise.plans.passes.schedule import Schedule
 from slotwise.plans.passes.select_kernels import SelectKernels
 from slotwise.plans.passes.specialise import Specialise
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DECODE, DRAFT, PREFILL, SAMPLER, TARGET, Program, RolePlan
+from slotwise.plans.program import DECODE, PREFILL, SAMPLER, Program, RolePlan
 from slotwise.plans.sampling import output_buffers, sampler_graphs
-from slotwise.plans.step import decode_step, prefill_step
+from slotwise.slots.step import DRAFT, TARGET, decode_step, prefill_step
 
 DEFAULT_CAPACITY = 4096
 Observer = Callable[[str, str, Graph], None]

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.options import PlanOptions
-from slotwise.plans.program import DECODE, DRAFT, SAMPLER
+from slotwise.plans.program import DECODE, SAMPLER
 from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
+from slotwise.slots.step import DRAFT
 
 FEEDS, FED = "sampled", "token_ids"
 """What a round gives, and the next one's input that it becomes."""

@@ -12,8 +12,8 @@ from pathlib import Path
 from slotwise.core.specs import TensorSpec
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.options import PlanOptions
-from slotwise.plans.program import DECODE, DRAFT, PREFILL, TARGET, Program, RolePlan
-from slotwise.plans.step import Step
+from slotwise.plans.program import DECODE, PREFILL, Program, RolePlan
+from slotwise.slots.step import DRAFT, TARGET, Step
 
 SCHEMA = 4
 """Version of the JSON form; raised when a reader of the old form could misread the new one."""
@@ -99,8 +99,8 @@ class Plan:
         return by_role.get(DRAFT, 0) / max(1, by_role[TARGET])
 
     def verify(self) -> None:
-        """Raise VerificationError naming the rule when the plan cannot be trusted; see `plans/verify.py`."""
-        from slotwise.plans.verify import verify_plan
+        """Raise VerificationError naming the rule when the plan cannot be trusted; see `plans/checks/plan.py`."""
+        from slotwise.plans.checks.plan import verify_plan
 
         verify_plan(self)
 

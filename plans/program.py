@@ -14,7 +14,7 @@ from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType
 from slotwise.plans.passes.plan_buffers import Placement, arena_bytes, call_spec
 
-TARGET, DRAFT, SAMPLER = "target", "draft", "sampler"
+SAMPLER = "sampler"
 DECODE, PREFILL = "decode", "prefill"
 
 

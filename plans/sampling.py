@@ -7,7 +7,7 @@ chosen, buffers planned and plans printed for them as for a model.
 from __future__ import annotations
 
 from slotwise.core.graph import Graph, GraphBuilder, Value
-from slotwise.core.ops.noise import DRAFT, TARGET
+from slotwise.core.ops.noise import DRAFT_STREAM, TARGET_STREAM
 from slotwise.core.specs import DType, TensorSpec
 
 GREEDY, SAMPLE, SAMPLE_DRAFT, FILTER, ACCEPT = "greedy", "sample", "sample_draft", "filter", "accept"
@@ -15,13 +15,13 @@ GREEDY, SAMPLE, SAMPLE_DRAFT, FILTER, ACCEPT = "greedy", "sample", "sample_draft
 
 def sampler_graphs(vocab_size: int, acceptance: str, speculates: bool) -> dict[str, Graph]:
     """Kind -> graph, for the acceptance rule `coupled` or `rejection`."""
-    graphs = {GREEDY: _greedy(vocab_size), SAMPLE: _sample(vocab_size, SAMPLE, TARGET)}
+    graphs = {GREEDY: _greedy(vocab_size), SAMPLE: _sample(vocab_size, SAMPLE, TARGET_STREAM)}
     if not speculates:
         return graphs
     if acceptance == "coupled":
         graphs[ACCEPT] = _accept_coupled()
     else:
-        graphs[SAMPLE_DRAFT] = _sample(vocab_size, SAMPLE_DRAFT, DRAFT)
+        graphs[SAMPLE_DRAFT] = _sample(vocab_size, SAMPLE_DRAFT, DRAFT_STREAM)
         graphs[FILTER] = _filter(vocab_size)
         graphs[ACCEPT] = _accept_rejection(vocab_size)
     return graphs

@@ -12,7 +12,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from slotwise.core.affine import parse_affine
 from slotwise.core.check import check_graph
 from slotwise.core.errors import PlanError, SlotwiseError
 from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Rejection, Selection, Value
@@ -23,7 +22,8 @@ from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.plan_buffers import Placement
 from slotwise.plans.plan import SCHEMA, Plan
 from slotwise.plans.program import Program, RolePlan
-from slotwise.plans.step import Limit, Span, Step, StepOp
+from slotwise.slots.affine import parse_affine
+from slotwise.slots.step import Limit, Span, Step, StepOp
 
 Json = dict[str, Any]
 

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from slotwise.core.printer import format_node
+from slotwise.plans.checks.overlap import why_no_overlap
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
-from slotwise.plans.verify_overlap import why_no_overlap
 
 
 def size(nbytes: int) -> str:

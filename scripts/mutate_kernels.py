@@ -241,7 +241,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import triton  # noqa: F401  (before the fork, so that each child need not)
 
-    import slotwise.core.validate  # noqa: F401
+    import slotwise.proving.validate  # noqa: F401
 
     files = [parsed.file] if parsed.file else list(SUBJECTS[parsed.backend].tests)
     files = [file for file in files if (folder_of(parsed.backend) / file).is_file()]

@@ -10,7 +10,7 @@ ensure_environment dev
 tree=build/tree
 rm -rf "$tree"
 mkdir -p "$tree/slotwise"
-ln -s "$PWD"/slotwise/* "$PWD"/{core,models,plans,backends,engine} "$tree/slotwise/"
+ln -s "$PWD"/slotwise/* "$PWD"/{core,slots,proving,models,plans,backends,engine} "$tree/slotwise/"
 
 heading "ruff check"
 .venv/bin/ruff check

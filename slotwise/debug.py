@@ -26,11 +26,11 @@ from slotwise.core.ops import contract_of
 from slotwise.core.printer import format_graph
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import Observer
-from slotwise.plans.binding import Binding
 from slotwise.plans.compile import Observer as PassObserver
 from slotwise.plans.passes.plan_buffers import call_spec
 from slotwise.plans.plan import Plan
 from slotwise.plans.show import show_plan
+from slotwise.slots.binding import Binding
 
 HIGHEST = 5
 

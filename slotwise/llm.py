@@ -32,10 +32,10 @@ from slotwise.planning import NGRAM, check_path, check_saved, compile_for, load_
 from slotwise.plans.compile import Observer
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, TARGET
 from slotwise.progress import progress_for
 from slotwise.requests import Prompt, Samplings, default_sampling, integers, is_prompt, one_for_each, refused, unpacked
 from slotwise.sharing import SharedEngine
+from slotwise.slots.step import DRAFT, TARGET
 from slotwise.stream import Stream
 
 Messages = Sequence[Mapping[str, object]]

@@ -20,7 +20,7 @@ from slotwise.plans.compile import Identity, Observer, compile_plan
 from slotwise.plans.options import PlanOptions, parse_preference
 from slotwise.plans.plan import Plan
 from slotwise.plans.presets import apply_preset, read_preset
-from slotwise.plans.program import DRAFT, TARGET
+from slotwise.slots.step import DRAFT, TARGET
 
 NGRAM = "ngram"
 

@@ -11,7 +11,7 @@ import triton
 import triton.runtime.interpreter
 from triton.runtime.jit import JITFunction
 
-from slotwise.backends import cuda_graphs
+from slotwise.backends._gpu import graphs as cuda_graphs
 from slotwise.backends.cuda_triton import attention, embedding, linear, linear_q, norm, rotary, sampling
 from slotwise.core.backend import Backend
 

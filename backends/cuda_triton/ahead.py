@@ -12,9 +12,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from slotwise.backends._gpu.kernels import Scratch
 from slotwise.backends.cuda_triton.configurations import GENERATIONS, capability, choices
 from slotwise.backends.cuda_triton.launch import Step, steps_of
-from slotwise.backends.gpu_kernels import Scratch
 from slotwise.core.backend import CallSpec
 from slotwise.core.machine_code import MachineCode
 from slotwise.core.specs import DType

@@ -14,11 +14,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.cuda_triton.configurations import configure
 from slotwise.backends.cuda_triton.launch import Step, triton_kernel
 from slotwise.backends.cuda_triton.linear import bounded_tanh
 from slotwise.backends.cuda_triton.rotary import copy_head
-from slotwise.backends.gpu_kernels import Scratch, aligned_size
 from slotwise.core.backend import CallSpec
 from slotwise.core.specs import DType
 

@@ -5,7 +5,7 @@ or set. Triton's own interpreter does the work; for the length of one launch its
 it, helpers are called as Python functions, and three of its faults are mended: `tl.dot` of bf16 multiplied the raw
 bits, any `tl.dot` rounded a row by its place in the tile (as the BLAS below it does), and float32 to bf16 truncated
 instead of rounding to nearest even. A load beyond the kernel's tensors is an error, which Triton's interpreter would
-not notice, and a GPU only sometimes; for stores, `core/validate.py` puts guard zones around buffers.
+not notice, and a GPU only sometimes; for stores, `proving/validate.py` puts guard zones around buffers.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from triton.runtime.jit import JITFunction
 
+from slotwise.backends._gpu.kernels import Given, Scratch, gpu_kernel
 from slotwise.backends.cuda_triton.configurations import INTERPRETER, Configuration, generation_of
-from slotwise.backends.gpu_kernels import Given, Scratch, gpu_kernel
 from slotwise.core.backend import CallSpec, Kernel, Launch
 
 

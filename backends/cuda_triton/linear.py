@@ -20,9 +20,9 @@ import triton
 import triton.language as tl
 from triton.runtime.jit import JITFunction
 
+from slotwise.backends._gpu.kernels import Scratch
 from slotwise.backends.cuda_triton.configurations import configure
 from slotwise.backends.cuda_triton.launch import Step, triton_kernel
-from slotwise.backends.gpu_kernels import Scratch
 from slotwise.core.backend import CallSpec, Kernel
 from slotwise.core.ops.linear import ACTIVATIONS
 from slotwise.core.specs import DType

@@ -12,13 +12,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.cuda_triton.configurations import configure
 from slotwise.backends.cuda_triton.filters import filter_rows
 from slotwise.backends.cuda_triton.launch import Step, triton_kernel
 from slotwise.backends.cuda_triton.noise import gumbel_noise, uniform_noise
-from slotwise.backends.gpu_kernels import Scratch, aligned_size
 from slotwise.core.backend import CallSpec
-from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET
+from slotwise.core.ops.noise import ACCEPT_STREAM, RESIDUAL_STREAM, TARGET_STREAM
 from slotwise.core.specs import DType
 
 PIECE = 4096
@@ -109,7 +109,7 @@ def softmax_terms(scores, row, size, BLOCK: tl.constexpr):
 @triton.jit
 def accept_or_replace(
     target_scores, draft_scores, token_ids, row_start, seed, positions, accepted, following, ok, size,
-    ACCEPT: tl.constexpr, RESIDUAL: tl.constexpr, TARGET: tl.constexpr, BLOCK: tl.constexpr,
+    ACCEPT_STREAM: tl.constexpr, RESIDUAL_STREAM: tl.constexpr, TARGET_STREAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Speculative sampling for one sequence: its drafts in turn, then the token after those that stand."""
     b = tl.program_id(0)
@@ -133,7 +133,7 @@ def accept_or_replace(
                     drafted = tl.load(token_ids + i + 1)
                     p = tl.exp(tl.load(target_scores + row * size + drafted) - p_high) / p_mass
                     q = tl.exp(tl.load(draft_scores + row * size + drafted) - q_high) / q_mass
-                    noise = uniform_noise(tl.load(seed + i), tl.load(positions + i), 0, ACCEPT, 4)
+                    noise = uniform_noise(tl.load(seed + i), tl.load(positions + i), 0, ACCEPT_STREAM, 4)
                     u = tl.sum(tl.where(tl.arange(0, 4) == 0, noise, 0.0), axis=0)
                     refused = u * q >= p
                     going = u * q < p
@@ -148,7 +148,7 @@ def accept_or_replace(
                 index = start + tl.arange(0, BLOCK)
                 inside = index < size
                 raw = tl.load(target_scores + row * size + index, mask=inside, other=float("-inf"))
-                noisy = raw + gumbel_noise(its_seed, its_position, start, TARGET, BLOCK)
+                noisy = raw + gumbel_noise(its_seed, its_position, start, TARGET_STREAM, BLOCK)
                 its_best, its_token = best_of(noisy, index, BLOCK)
                 plain_token = tl.where(its_best > plain_best, its_token, plain_token)
                 plain_best = tl.maximum(plain_best, its_best)
@@ -158,7 +158,7 @@ def accept_or_replace(
                     q = tl.exp(q_raw - q_high) / q_mass
                     residual = tl.where(p > q, p - q, 0.0)
                     left += tl.sum(residual, axis=0)
-                    noisy = tl.log(residual) + gumbel_noise(its_seed, its_position, start, RESIDUAL, BLOCK)
+                    noisy = tl.log(residual) + gumbel_noise(its_seed, its_position, start, RESIDUAL_STREAM, BLOCK)
                     its_best, its_token = best_of(noisy, index, BLOCK)
                     token = tl.where(its_best > best, its_token, token)
                     best = tl.maximum(best, its_best)
@@ -227,7 +227,7 @@ def _count(call: CallSpec, generation: str) -> tuple[Step, ...]:
 
 def _accept(call: CallSpec, generation: str) -> tuple[Step, ...]:
     (sequences,) = call.outputs[0].sizes()
-    streams = {"ACCEPT": ACCEPT, "RESIDUAL": RESIDUAL, "TARGET": TARGET}
+    streams = {"ACCEPT_STREAM": ACCEPT_STREAM, "RESIDUAL_STREAM": RESIDUAL_STREAM, "TARGET_STREAM": TARGET_STREAM}
     chosen = configure("accept_rejection", generation)
     return (Step(accept_or_replace, (sequences,), chosen, {"size": _scores(call)[1]}, streams),)
 

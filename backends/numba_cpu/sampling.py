@@ -24,7 +24,7 @@ from slotwise.backends.numba_cpu.noise import noise_block
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, share
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
-from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET
+from slotwise.core.ops.noise import ACCEPT_STREAM, RESIDUAL_STREAM, TARGET_STREAM
 
 _AT = FIRST_FIELD * 8
 
@@ -165,7 +165,7 @@ def _accept_rejection() -> Address:
                 drafted = token_ids[row + 1]
                 p = math.exp(np.float64(target[drafted]) - p_high) / p_sum
                 q = math.exp(np.float64(draft[drafted]) - q_high) / q_sum
-                noise_block(seeds[row], positions[row], 0, ACCEPT, uniform)
+                noise_block(seeds[row], positions[row], 0, ACCEPT_STREAM, uniform)
                 if np.float64(uniform[0]) * q >= p:
                     stop, refused = row, True
                     break
@@ -189,9 +189,9 @@ def _accept_rejection() -> Address:
                     residual[i] = np.float32(math.log(left)) if left > 0.0 else _LOWEST
                 # A residual without mass means p = q up to rounding; a draw from p is then the same draw.
                 if mass > 0.0:
-                    following[b] = _draw(residual, size, seeds[stop], positions[stop], RESIDUAL)
+                    following[b] = _draw(residual, size, seeds[stop], positions[stop], RESIDUAL_STREAM)
                     continue
-            following[b] = _draw(target, size, seeds[stop], positions[stop], TARGET)
+            following[b] = _draw(target, size, seeds[stop], positions[stop], TARGET_STREAM)
 
     return compile_kernel(accept_rejection)
 

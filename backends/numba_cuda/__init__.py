@@ -10,7 +10,7 @@ import importlib.util
 
 import torch
 
-from slotwise.backends import cuda_graphs
+from slotwise.backends._gpu import graphs as cuda_graphs
 from slotwise.backends.numba_cuda import attention, embedding, linear, linear_q, norm, rotary, sampling
 from slotwise.core.backend import Backend
 

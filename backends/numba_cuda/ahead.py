@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from slotwise.backends.gpu_kernels import Scratch
+from slotwise.backends._gpu.kernels import Scratch
 from slotwise.backends.numba_cuda.launch import Step, array_type, steps_of
 from slotwise.core.backend import CallSpec
 from slotwise.core.errors import BackendError

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from slotwise.backends.gpu_kernels import Scratch, aligned_size
+from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.numba_cuda.activation import bounded_tanh
 from slotwise.backends.numba_cuda.attention_tiles import THREADS as TILE_THREADS
 from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, parts_for

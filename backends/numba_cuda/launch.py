@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slotwise.backends.gpu_kernels import Given, Scratch, gpu_kernel
+from slotwise.backends._gpu.kernels import Given, Scratch, gpu_kernel
 from slotwise.backends.numba_cuda.elements import ARRAYS
 from slotwise.core.backend import CallSpec, Kernel, Launch
 from slotwise.core.errors import BackendError

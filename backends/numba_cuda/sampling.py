@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from slotwise.backends.gpu_kernels import Scratch, aligned_size
+from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.numba_cuda import filters
 from slotwise.backends.numba_cuda.blocks import LEAST, NOWHERE, WARP, ZERO, block_best, block_max, block_sum
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
 from slotwise.backends.numba_cuda.noise import gumbel, philox, uniform
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.core.backend import CallSpec
-from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET
+from slotwise.core.ops.noise import ACCEPT_STREAM, RESIDUAL_STREAM, TARGET_STREAM
 from slotwise.core.specs import DType
 
 PIECE = 4096
@@ -194,7 +194,7 @@ def accept_or_replace() -> Any:
                     drafted = token_ids[row + 1]
                     p = math.exp(target_scores[row * size + drafted] - p_high) / p_mass
                     q = math.exp(draft_scores[row * size + drafted] - q_high) / q_mass
-                    u = uniform(word_of(seed[row], positions[row], 0, ACCEPT))
+                    u = uniform(word_of(seed[row], positions[row], 0, ACCEPT_STREAM))
                     refused = u * q >= p
                     going = u * q < p
                     row += 1
@@ -206,7 +206,7 @@ def accept_or_replace() -> Any:
                 left = ZERO
                 for index in range(cuda.threadIdx.x, size, THREADS):
                     raw = target_scores[at + index]
-                    noisy = clean(raw + gumbel(word_of(seed[stop], positions[stop], index, TARGET)))
+                    noisy = clean(raw + gumbel(word_of(seed[stop], positions[stop], index, TARGET_STREAM)))
                     if noisy > plain_best or plain_token == NOWHERE:
                         plain_best = noisy
                         plain_token = np.int64(index)
@@ -217,7 +217,9 @@ def accept_or_replace() -> Any:
                         left += residual
                         noisy = LEAST
                         if residual > ZERO:
-                            noisy = math.log(residual) + gumbel(word_of(seed[stop], positions[stop], index, RESIDUAL))
+                            noisy = math.log(residual) + gumbel(
+                                word_of(seed[stop], positions[stop], index, RESIDUAL_STREAM)
+                            )
                         if noisy > best or token == NOWHERE:
                             best = noisy
                             token = np.int64(index)

@@ -20,7 +20,8 @@ from sidebyside.engine import About, Tokens
 from sidebyside.shapes import Shape
 from slotwise.core.errors import OptionError
 from slotwise.engine.request import Request
-from slotwise.plans.program import DECODE, TARGET
+from slotwise.plans.program import DECODE
+from slotwise.slots.step import TARGET
 
 CAPACITY = 768
 BATCH = 8

@@ -15,7 +15,7 @@ _MULTIPLY_0, _MULTIPLY_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 
 # Streams keep draws for different purposes at one position independent of each other.
-TARGET, DRAFT, ACCEPT, RESIDUAL = 0, 1, 2, 3
+TARGET_STREAM, DRAFT_STREAM, ACCEPT_STREAM, RESIDUAL_STREAM = 0, 1, 2, 3
 
 
 def philox(

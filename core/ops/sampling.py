@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 
 from slotwise.core.contract import Argument, Case, Cost, OpContract
-from slotwise.core.ops.noise import ACCEPT, RESIDUAL, TARGET, uniform_noise
+from slotwise.core.ops.noise import ACCEPT_STREAM, RESIDUAL_STREAM, TARGET_STREAM, uniform_noise
 from slotwise.core.ops.tolerances import BIT_EQUAL, POINTWISE
 from slotwise.core.specs import DType
 
@@ -131,7 +131,7 @@ def accept_rejection(
                 break
             p, q = target_scores[i].double().softmax(-1), draft_scores[i].double().softmax(-1)
             drafted = int(token_ids[i + 1])
-            u = float(uniform_noise(seed[i : i + 1], positions[i : i + 1], 1, ACCEPT))
+            u = float(uniform_noise(seed[i : i + 1], positions[i : i + 1], 1, ACCEPT_STREAM))
             if u * float(q[drafted]) >= float(p[drafted]):
                 stop, residual = i, (p - q).clamp_(min=0)
                 break
@@ -143,9 +143,9 @@ def accept_rejection(
         # A residual without mass means p = q up to rounding; a draw from p is then the same draw.
         if residual is not None and float(residual.sum()) > 0:
             scores = residual.log().unsqueeze(0).to(target_scores.dtype)
-            following[b] = sample(scores, seed[row], positions[row], stream=RESIDUAL)[0][0]
+            following[b] = sample(scores, seed[row], positions[row], stream=RESIDUAL_STREAM)[0][0]
         else:
-            following[b] = sample(target_scores[row], seed[row], positions[row], stream=TARGET)[0][0]
+            following[b] = sample(target_scores[row], seed[row], positions[row], stream=TARGET_STREAM)[0][0]
     return accepted, following, ok
 
 
@@ -192,13 +192,13 @@ def _greedy_cases(rng: torch.Generator) -> Iterable[Case]:
 
 def _sample_cases(rng: torch.Generator) -> Iterable[Case]:
     for r, v in ((1, 101), (7, 33), (20, 258)):
-        yield Case(f"{r} rows of {v}", (_logits(rng, r, v), *_keys(rng, r)), {"stream": TARGET})
+        yield Case(f"{r} rows of {v}", (_logits(rng, r, v), *_keys(rng, r)), {"stream": TARGET_STREAM})
     one = torch.full((3, 50), -_INF)
     one[torch.arange(3), torch.tensor([0, 49, 7])] = 0.0
-    yield Case("one token left", (one, *_keys(rng, 3)), {"stream": TARGET})
+    yield Case("one token left", (one, *_keys(rng, 3)), {"stream": TARGET_STREAM})
     broken = _logits(rng, 4, 17)
     broken[1, 3], broken[2], broken[3] = float("nan"), float("nan"), -_INF
-    yield Case("NaN and empty rows", (broken, *_keys(rng, 4)), {"stream": TARGET})
+    yield Case("NaN and empty rows", (broken, *_keys(rng, 4)), {"stream": TARGET_STREAM})
 
 
 def _accept_cases(rng: torch.Generator) -> Iterable[Case]:

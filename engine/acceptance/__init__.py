@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slotwise.core.errors import SequenceFault, SlotwiseError
-from slotwise.plans.rows import FilledRows
+from slotwise.slots.rows import FilledRows
 
 
 def broken_row() -> SequenceFault:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.sampler import Sampler
-from slotwise.plans.rows import FilledRows
+from slotwise.slots.rows import FilledRows
 
 
 class Coupled:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from slotwise.plans.binding import Binding, Ints
+from slotwise.slots.binding import Binding, Ints
 
 
 @dataclass(slots=True)

@@ -11,20 +11,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from slotwise.core.ledger import Ledger
 from slotwise.engine.adjust import Edits
 from slotwise.engine.drafters import Drafting
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import cut_by_rows, run_rows
 from slotwise.engine.sampler import Sampler
-from slotwise.plans.binding import Binding
 from slotwise.plans.loop import DraftLoop
-from slotwise.plans.program import DECODE, DRAFT
-from slotwise.plans.round_rows import FilledRounds, fill_rounds
-from slotwise.plans.rows import FilledRows
+from slotwise.plans.program import DECODE
 from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
-from slotwise.plans.verify_rounds import verify_rounds
+from slotwise.slots.binding import Binding
+from slotwise.slots.ledger import Ledger
+from slotwise.slots.rounds import FilledRounds, fill_rounds
+from slotwise.slots.rows import FilledRows
+from slotwise.slots.step import DRAFT
+from slotwise.slots.verify_rounds import verify_rounds
 
 READ = ("sampled", "ok")
 """What every round gives."""

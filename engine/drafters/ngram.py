@@ -13,7 +13,7 @@ import numpy as np
 
 from slotwise.engine.drafters import Drafting
 from slotwise.engine.suffix_automaton import SuffixAutomaton
-from slotwise.plans.binding import Binding, Ints
+from slotwise.slots.binding import Binding, Ints
 
 
 class NgramDrafter:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from slotwise.engine.drafters import Drafting
-from slotwise.plans.binding import Binding, Ints
+from slotwise.slots.binding import Binding, Ints
 
 
 class NoDrafter:

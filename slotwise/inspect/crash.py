@@ -18,7 +18,7 @@ from slotwise.engine.observer import Observer
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.inspect.record import crash_line, decode_line, header_of, ledger_sums, request_line
 from slotwise.inspect.recording import Json, write_line
-from slotwise.plans.binding import Binding
+from slotwise.slots.binding import Binding
 
 STEPS = 32
 """Bindings that a crash recording ends with."""

@@ -18,13 +18,13 @@ import torch
 from slotwise.core.backend import Backend, Kernel, backend_names, load_backend
 from slotwise.core.contract import Case, OpContract
 from slotwise.core.errors import BackendError, OptionError, nearest
-from slotwise.core.measures import cosine, ulps_between
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.specs import DType
-from slotwise.core.validate import CaseResult, Trial, cases_of, check_row_invariance, dtypes_of, try_case
 from slotwise.inspect.calls import plan_calls
 from slotwise.inspect.waivers import Waiver, read_waivers
 from slotwise.plans.plan import Plan
+from slotwise.proving.measures import cosine, ulps_between
+from slotwise.proving.validate import CaseResult, Trial, cases_of, check_row_invariance, dtypes_of, try_case
 
 Verdict = Literal["ok", "refused", "waived", "failed", "unexpected pass"]
 Progress = Callable[[str, int, int], None]

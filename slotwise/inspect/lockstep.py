@@ -19,17 +19,17 @@ from slotwise.core.backend import Tensors
 from slotwise.core.contract import EXACT, OpContract, Tolerance
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Node
-from slotwise.core.measures import cosine
 from slotwise.core.model import WeightSource
 from slotwise.core.ops import contract_of
 from slotwise.core.printer import format_around
 from slotwise.core.specs import DType
-from slotwise.core.validate import oracle
 from slotwise.engine.engine import Engine
 from slotwise.engine.executor import Executor
 from slotwise.engine.observer import BoundCall
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import SAMPLER, Program
+from slotwise.proving.measures import cosine
+from slotwise.proving.validate import oracle
 
 SHOWN = 16
 """Integers of an input that are shown as they are; of longer inputs, the range."""

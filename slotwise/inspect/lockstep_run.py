@@ -21,7 +21,7 @@ from slotwise.inspect.page import build_page
 from slotwise.llm import LLM
 from slotwise.models.load import load_model
 from slotwise.plans.options import BackendChoice
-from slotwise.plans.program import DRAFT, TARGET
+from slotwise.slots.step import DRAFT, TARGET
 
 SCHEMA = 1
 BARS = "▁▂▃▄▅▆▇█"

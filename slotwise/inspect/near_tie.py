@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from slotwise.core.ops.noise import TARGET as TARGET_STREAM
-from slotwise.core.ops.noise import uniform_noise
+from slotwise.core.ops.noise import TARGET_STREAM, uniform_noise
 from slotwise.core.ops.sampling import filter_logits
 from slotwise.core.specs import DType
 from slotwise.engine.adjust import LogitAdjuster

@@ -20,14 +20,15 @@ from safetensors.torch import save_file
 
 import slotwise
 from slotwise.core.errors import OptionError
-from slotwise.core.pages import PagePool
 from slotwise.engine.acceptance import Verdict
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import BoundCall, Observer
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.inspect.recording import KEY, SCHEMA, Json, sampling_to_json, write_line
-from slotwise.plans.binding import Binding
-from slotwise.plans.program import TARGET, Program
+from slotwise.plans.program import Program
+from slotwise.slots.binding import Binding
+from slotwise.slots.pages import PagePool
+from slotwise.slots.step import TARGET
 
 Sink = Callable[[Json], None]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from slotwise.backends import cuda_graphs as graphs
+from slotwise.backends._gpu import graphs as graphs
 
 
 class Recorder:

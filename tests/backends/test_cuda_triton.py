@@ -24,11 +24,11 @@ from slotwise.core.graph import Attr
 from slotwise.core.layouts import ROWS
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.ops.attention import _paged
-from slotwise.core.ops.noise import ACCEPT, DRAFT, TARGET
+from slotwise.core.ops.noise import ACCEPT_STREAM, DRAFT_STREAM, TARGET_STREAM
 from slotwise.core.ops.noise import uniform_noise as definition
 from slotwise.core.quantise import SCHEMES, quantise
 from slotwise.core.specs import DType
-from slotwise.core.validate import call_of, case_inputs, cases_of, run_case, try_case
+from slotwise.proving.validate import call_of, case_inputs, cases_of, run_case, try_case
 
 TRITON = load_backend("cuda_triton")
 
@@ -246,7 +246,8 @@ def _write_noise(seed, position, out, first, STREAM: tl.constexpr, BLOCK: tl.con
 
 
 @pytest.mark.parametrize(
-    ("seed", "position", "stream"), [(0, 0, TARGET), (2**63 - 1, 5, DRAFT), (-7, 2**31 - 1, ACCEPT)]
+    ("seed", "position", "stream"),
+    [(0, 0, TARGET_STREAM), (2**63 - 1, 5, DRAFT_STREAM), (-7, 2**31 - 1, ACCEPT_STREAM)],
 )
 def test_noise_is_the_definitions_to_the_bit(seed: int, position: int, stream: int) -> None:
     keys, positions = torch.tensor([seed]), torch.tensor([position], dtype=torch.int32)

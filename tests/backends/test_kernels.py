@@ -14,7 +14,7 @@ from slotwise.core.contract import Case, OpContract
 from slotwise.core.errors import BackendError
 from slotwise.core.ops import contracts
 from slotwise.core.specs import DType
-from slotwise.core.validate import SUBSETS, CaseResult, cases_of, check_row_invariance, dtypes_of, run_case
+from slotwise.proving.validate import SUBSETS, CaseResult, cases_of, check_row_invariance, dtypes_of, run_case
 
 FEW_SUBSETS = (2, 7, 17)
 """Row counts that an interpreter compares, where each row takes milliseconds."""

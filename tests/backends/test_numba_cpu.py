@@ -20,7 +20,7 @@ from slotwise.core.errors import BackendError
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.ops.noise import uniform_noise
 from slotwise.core.specs import DType
-from slotwise.core.validate import call_of, case_inputs, cases_of
+from slotwise.proving.validate import call_of, case_inputs, cases_of
 
 BACKEND = load_backend("numba_cpu")
 if BACKEND.unavailable() is not None:

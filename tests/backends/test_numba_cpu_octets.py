@@ -20,7 +20,7 @@ import torch
 from slotwise.core.backend import load_backend
 from slotwise.core.layouts import WEIGHT_WORD, to_octets
 from slotwise.core.ops import contract_of
-from slotwise.core.validate import call_of
+from slotwise.proving.validate import call_of
 
 BACKEND = load_backend("numba_cpu")
 if BACKEND.unavailable() is not None:

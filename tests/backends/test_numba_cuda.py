@@ -17,7 +17,7 @@ from slotwise.core.ops import contract_of
 from slotwise.core.ops.attention import _paged
 from slotwise.core.quantise import SCHEMES, quantise
 from slotwise.core.specs import DType
-from slotwise.core.validate import call_of, case_inputs, cases_of, run_case
+from slotwise.proving.validate import call_of, case_inputs, cases_of, run_case
 
 NUMBA = load_backend("numba_cuda")
 

@@ -12,7 +12,7 @@ from slotwise.core.contract import Case
 from slotwise.core.graph import Attr
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType
-from slotwise.core.validate import run_case
+from slotwise.proving.validate import run_case
 
 NUMBA = load_backend("numba_cuda")
 ROWS, WIDTH = 3, 21

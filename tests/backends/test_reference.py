@@ -11,7 +11,7 @@ from slotwise.core.backend import CallSpec, load_backend
 from slotwise.core.contract import Case
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.specs import DType, TensorSpec
-from slotwise.core.validate import call_of, case_inputs, cases_of, check_row_invariance, dtypes_of, run_case
+from slotwise.proving.validate import call_of, case_inputs, cases_of, check_row_invariance, dtypes_of, run_case
 
 REFERENCE = load_backend("reference")
 

@@ -11,7 +11,7 @@ from slotwise.core.contract import Case, OpContract
 from slotwise.core.errors import ContractError, GraphError
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.specs import DType, TensorSpec
-from slotwise.core.validate import call_of, case_inputs, cases_of, dtypes_of, oracle
+from slotwise.proving.validate import call_of, case_inputs, cases_of, dtypes_of, oracle
 
 OPS = tuple(contracts().values())
 RUNS = [

@@ -17,7 +17,7 @@ from slotwise.core.ops import contract_of
 from slotwise.core.ops.linear_q import CONTRACTS, FLOAT_OPS, GROUP, with_weight
 from slotwise.core.quantise import dequantise
 from slotwise.core.specs import DType, TensorSpec
-from slotwise.core.validate import cases_of, dtypes_of, oracle, run_case
+from slotwise.proving.validate import cases_of, dtypes_of, oracle, run_case
 
 Fault = Callable[[torch.Tensor, Tensors], tuple[torch.Tensor, Tensors]]
 """Activations, and codes, scale and offset, as a kernel with a fault would use them."""

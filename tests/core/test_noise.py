@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slotwise.core.ops.noise import ACCEPT, DRAFT, RESIDUAL, TARGET, philox, uniform_noise
+from slotwise.core.ops.noise import ACCEPT_STREAM, DRAFT_STREAM, RESIDUAL_STREAM, TARGET_STREAM, philox, uniform_noise
 
 ONES = 0xFFFFFFFF
 
@@ -50,7 +50,7 @@ def _plain(seed: int, position: int, token: int, stream: int) -> float:
     seed=st.integers(-(2**63), 2**63 - 1),
     position=st.integers(0, 2**31 - 1),
     token=st.integers(0, 70),
-    stream=st.sampled_from([TARGET, DRAFT, ACCEPT, RESIDUAL]),
+    stream=st.sampled_from([TARGET_STREAM, DRAFT_STREAM, ACCEPT_STREAM, RESIDUAL_STREAM]),
 )
 def test_noise_is_the_definition_exactly(seed: int, position: int, token: int, stream: int) -> None:
     noise = uniform_noise(torch.tensor([seed]), torch.tensor([position], dtype=torch.int32), token + 1, stream)
@@ -60,9 +60,9 @@ def test_noise_is_the_definition_exactly(seed: int, position: int, token: int, s
 @given(seeds=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5), count=st.integers(1, 40))
 def test_noise_depends_on_no_other_row_and_on_no_other_token(seeds: list[int], count: int) -> None:
     positions = torch.arange(len(seeds), dtype=torch.int32)
-    together = uniform_noise(torch.tensor(seeds), positions, count, TARGET)
+    together = uniform_noise(torch.tensor(seeds), positions, count, TARGET_STREAM)
     for i, seed in enumerate(seeds):
-        alone = uniform_noise(torch.tensor([seed]), positions[i : i + 1], count + 3, TARGET)
+        alone = uniform_noise(torch.tensor([seed]), positions[i : i + 1], count + 3, TARGET_STREAM)
         assert torch.equal(alone[0, :count], together[i])
 
 
@@ -78,11 +78,11 @@ def test_noise_is_uniform_and_streams_seeds_and_positions_differ() -> None:
     count, buckets = 200_000, 64
     draws = []
     for seed, position, stream in (
-        (1, 5, TARGET),
-        (1, 5, DRAFT),
-        (1, 6, TARGET),
-        (2, 5, TARGET),
-        (1 + 2**32, 5, TARGET),
+        (1, 5, TARGET_STREAM),
+        (1, 5, DRAFT_STREAM),
+        (1, 6, TARGET_STREAM),
+        (2, 5, TARGET_STREAM),
+        (1 + 2**32, 5, TARGET_STREAM),
     ):
         noise = uniform_noise(torch.tensor([seed]), torch.tensor([position], dtype=torch.int32), count, stream)[0]
         assert noise.dtype == torch.float32

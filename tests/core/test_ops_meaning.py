@@ -25,7 +25,7 @@ from slotwise.core.ops import contract_of
 from slotwise.core.ops.attention import attend, attention
 from slotwise.core.ops.embedding import embedding
 from slotwise.core.ops.linear import activate, linear_gated, linear_qkv, logits
-from slotwise.core.ops.noise import DRAFT, TARGET
+from slotwise.core.ops.noise import DRAFT_STREAM, TARGET_STREAM
 from slotwise.core.ops.norm import add_rms_norm, head_rms_norm, rms_norm
 from slotwise.core.ops.rotary import rotary
 from slotwise.core.ops.sampling import (
@@ -35,7 +35,7 @@ from slotwise.core.ops.sampling import (
     greedy,
     sample,
 )
-from slotwise.core.validate import cases_of
+from slotwise.proving.validate import cases_of
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -214,7 +214,9 @@ def test_temperature_zero_leaves_the_first_of_the_greatest() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_row_with_a_nan_stays_broken_through_the_filters(temperature: float) -> None:
     row = torch.tensor([1.0, float("nan"), 3.0])
-    _, ok = sample(_filtered(row, temperature, 0, 1.0, 0.0).unsqueeze(0), torch.tensor([1]), _ints(0), stream=TARGET)
+    _, ok = sample(
+        _filtered(row, temperature, 0, 1.0, 0.0).unsqueeze(0), torch.tensor([1]), _ints(0), stream=TARGET_STREAM
+    )
     assert not bool(ok[0])
 
 
@@ -236,7 +238,7 @@ LIMIT = {3: 21.1, 4: 23.5, 6: 27.9}
 """Chi-square exceeded with probability 1e-4, by degrees of freedom; seeds are fixed, so a pass stays a pass."""
 
 
-@pytest.mark.parametrize("stream", [TARGET, DRAFT])
+@pytest.mark.parametrize("stream", [TARGET_STREAM, DRAFT_STREAM])
 def test_samples_have_the_distribution_of_their_scores(stream: int) -> None:
     scores = torch.tensor([1.0, 0.0, -1.0, 2.0, 0.5, -2.0, 1.5])
     rows = 20_000
@@ -247,13 +249,13 @@ def test_samples_have_the_distribution_of_their_scores(stream: int) -> None:
 
 def test_a_token_without_probability_is_never_sampled() -> None:
     scores = _filtered(_randn(50) * 2, 1.0, 3, 1.0, 0.0)
-    tokens, _ = sample(scores.repeat(2000, 1), torch.arange(2000), _ints(4).repeat(2000), stream=TARGET)
+    tokens, _ = sample(scores.repeat(2000, 1), torch.arange(2000), _ints(4).repeat(2000), stream=TARGET_STREAM)
     assert set(tokens.tolist()) == set(scores.isfinite().nonzero().flatten().tolist())
 
 
 def test_a_row_without_a_finite_greatest_score_is_not_ok() -> None:
     rows = torch.tensor([[0.0, 1.0], [0.0, float("nan")], [0.0, INF], [-INF, -INF], [-INF, 0.0]])
-    _, ok = sample(rows, torch.arange(5), _ints(0).repeat(5), stream=TARGET)
+    _, ok = sample(rows, torch.arange(5), _ints(0).repeat(5), stream=TARGET_STREAM)
     assert ok.tolist() == greedy(rows)[1].tolist() == [True, False, False, False, True]
     assert greedy(rows)[0][[0, 4]].tolist() == [1, 1]
 
@@ -282,7 +284,7 @@ def _speculate(
     """One draft for each of many sequences: (drafted, accepted, following), each [sequences]."""
     seed = torch.arange(sequences)
     positions = _ints(30).repeat(sequences)
-    drafted, _ = sample(draft.repeat(sequences, 1), seed, positions, stream=DRAFT)
+    drafted, _ = sample(draft.repeat(sequences, 1), seed, positions, stream=DRAFT_STREAM)
     fed = torch.stack((torch.zeros_like(drafted), drafted), 1).flatten()
     scores = torch.stack(tuple(target)).repeat(sequences, 1)
     drafter = torch.stack((draft, torch.zeros_like(draft))).repeat(sequences, 1)

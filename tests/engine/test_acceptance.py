@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from slotwise.core.interpret import interpret
 from slotwise.engine.request import Completion, Request
+from slotwise.proving.interpret import interpret
 
 from .tiny import DraftChoice, TinyModel, alone, outcome, prompt_of, request, run, tiny_engine, tiny_model
 

@@ -18,9 +18,10 @@ from slotwise.engine.drafters import Drafting
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import BoundCall
 from slotwise.engine.request import Request
-from slotwise.plans.binding import Binding, Ints
 from slotwise.plans.loop import DraftLoop
-from slotwise.plans.program import DRAFT, SAMPLER, Program
+from slotwise.plans.program import SAMPLER, Program
+from slotwise.slots.binding import Binding, Ints
+from slotwise.slots.step import DRAFT
 
 from .test_arrays import Apart, Copies
 from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, run, tiny_engine, tiny_model

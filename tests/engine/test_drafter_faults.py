@@ -15,7 +15,7 @@ from slotwise.engine.drafters.ngram import NgramDrafter
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.plans.binding import Binding, Ints
+from slotwise.slots.binding import Binding, Ints
 
 from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine
 from .victims import MODEL, NEW, PROMPT, assert_only_victim_failed, requests

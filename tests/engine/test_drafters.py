@@ -12,8 +12,8 @@ from slotwise.core.errors import PlanError
 from slotwise.engine.drafters.ngram import NgramDrafter
 from slotwise.engine.drafters.none import NoDrafter
 from slotwise.engine.engine import Engine
-from slotwise.plans.binding import Binding, bind_decode
-from slotwise.plans.step import decode_step
+from slotwise.slots.binding import Binding, bind_decode
+from slotwise.slots.step import decode_step
 
 from .tiny import alone, finish, outcome, prompt_of, request, run, tiny_engine, tiny_model
 

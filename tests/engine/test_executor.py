@@ -16,7 +16,8 @@ from slotwise.engine.engine import Engine
 from slotwise.engine.executor import Executor, check_memory
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import PREFILL, TARGET
+from slotwise.plans.program import PREFILL
+from slotwise.slots.step import TARGET
 
 from . import tiny
 from .tiny import DraftChoice, TinyWeights, alone, finish, outcome, prompt_of, request, run, tiny_engine, tiny_model

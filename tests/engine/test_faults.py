@@ -20,7 +20,8 @@ from slotwise.engine.observer import BoundCall
 from slotwise.engine.request import Completion
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.plans.loop import DraftLoop
-from slotwise.plans.program import DRAFT, SAMPLER, TARGET, Program
+from slotwise.plans.program import SAMPLER, Program
+from slotwise.slots.step import DRAFT, TARGET
 
 from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine
 from .victims import DRAFTS, MODEL, NEW, PROMPT, assert_only_victim_failed, engine_for, requests

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slotwise.core.ledger import Ledger
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Completion, Request
 from slotwise.engine.sequence import Sequence
+from slotwise.slots.ledger import Ledger
 
 from .tiny import (
     DraftChoice,

@@ -11,8 +11,8 @@ from slotwise.engine.acceptance import Verdict
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import BoundCall, Observer
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.plans.binding import Binding
 from slotwise.plans.program import Program
+from slotwise.slots.binding import Binding
 
 from .tiny import finish, outcome, prompt_of, request, run, tiny_engine, tiny_model
 

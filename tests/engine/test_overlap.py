@@ -20,9 +20,9 @@ from slotwise.engine.observer import Observer
 from slotwise.engine.request import Request
 from slotwise.engine.score import score
 from slotwise.engine.streams import DeviceStream, ThreadStream
-from slotwise.plans.binding import Binding
-from slotwise.plans.program import TARGET
-from slotwise.plans.rows import FilledRows
+from slotwise.slots.binding import Binding
+from slotwise.slots.rows import FilledRows
+from slotwise.slots.step import TARGET
 
 from .flights import DRAFTS, MODEL, NEW, Held, assert_as_alone, decoding, overlapping, requests
 from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine

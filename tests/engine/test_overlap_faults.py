@@ -18,7 +18,7 @@ from slotwise.engine import overlap as overlap_module
 from slotwise.engine.engine import Engine
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.streams import ThreadStream
-from slotwise.plans.program import TARGET
+from slotwise.slots.step import TARGET
 
 from .flights import MODEL, NEW, AtOnce, Held, assert_as_alone, decoding, overlapping, requests
 from .tiny import alone, assert_all_returned, finish, outcome, prompt_of, request, tiny_engine

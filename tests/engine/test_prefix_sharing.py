@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from slotwise.core.ledger import RoleLedger
 from slotwise.engine.engine import Engine
+from slotwise.slots.ledger import RoleLedger
 
 from .tiny import (
     DraftChoice,

@@ -19,7 +19,6 @@ import torch
 from slotwise.core.backend import Backend, Kernel, Launch, Tensors, load_backend
 from slotwise.core.graph import GraphBuilder, Value
 from slotwise.core.model import ModelSpec
-from slotwise.core.pages import SCRATCH_PAGE
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.engine.detokenize import TokenPieces
 from slotwise.engine.drafters import Drafter
@@ -30,7 +29,8 @@ from slotwise.engine.sequence import Sequence as Running
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, TARGET
+from slotwise.slots.pages import SCRATCH_PAGE
+from slotwise.slots.step import DRAFT, TARGET
 
 HEAD_DIM = 8
 INNER = 20

@@ -16,9 +16,9 @@ import pytest
 import torch
 import transformers
 
-from slotwise.core.interpret import interpret, load_parameters
 from slotwise.core.specs import DType
 from slotwise.models.load import LoadedModel, load_model
+from slotwise.proving.interpret import interpret, load_parameters
 
 TOLERANCE = 1e-4
 LENGTH = 40

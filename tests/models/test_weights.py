@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from slotwise.core.errors import CheckpointError, OptionError
-from slotwise.core.interpret import load_parameters
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.models import checkpoint as checkpoint_module
 from slotwise.models.architecture import architectures
 from slotwise.models.load import load_model
+from slotwise.proving.interpret import load_parameters
 
 Tensors = dict[str, torch.Tensor]
 Config = dict[str, Any]

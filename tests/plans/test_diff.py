@@ -10,7 +10,7 @@ import pytest
 from slotwise.core.backend import Backend, Kernel, load_backend
 from slotwise.core.model import ModelSpec
 from slotwise.plans import compile as compiling
-from slotwise.plans import verify as verifying
+from slotwise.plans.checks import plan as verifying
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan

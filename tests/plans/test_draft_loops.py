@@ -19,21 +19,21 @@ from hypothesis import strategies as st
 from slotwise.core.contract import OpContract
 from slotwise.core.errors import VerificationError
 from slotwise.core.graph import Graph
-from slotwise.core.ledger import RoleLedger
 from slotwise.core.model import ModelSpec
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.plans.checks.loops import verify_loops
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan
-from slotwise.plans.round_rows import FilledRounds, RoundInputs, fill_rounds
-from slotwise.plans.rows import RowInputs
-from slotwise.plans.step import Step
-from slotwise.plans.verify_loop import verify_loops
-from slotwise.plans.verify_rounds import verify_rounds
+from slotwise.slots.ledger import RoleLedger
+from slotwise.slots.rounds import FilledRounds, RoundInputs, fill_rounds
+from slotwise.slots.rows import RowInputs
+from slotwise.slots.step import Step
+from slotwise.slots.verify_rounds import verify_rounds
 
-from .test_verify_binding import CAPACITY, LANES, _bound
+from ..slots.test_verify_binding import CAPACITY, LANES, _bound
 
 Change = Callable[[Plan], Plan]
 SEQUENCES, FIRST, LATER, APART = 4, 8, 6, 7
@@ -169,7 +169,7 @@ def test_a_sampler_that_promises_no_token_id_cannot_feed_a_round(
         contract = contract_of(op)
         return dataclasses.replace(contract, outputs=tuple(dataclasses.replace(a, below="") for a in contract.outputs))
 
-    monkeypatch.setattr("slotwise.plans.verify_feed.contract_of", without_promise)
+    monkeypatch.setattr("slotwise.plans.checks.feed.contract_of", without_promise)
     with pytest.raises(VerificationError, match=r"no op of sampler\.greedy\.1 promises"):
         verify_loops(pair_plan)
 

@@ -16,13 +16,13 @@ import pytest
 
 from slotwise.core.model import ModelSpec
 from slotwise.models.load import load_model
-from slotwise.plans.binding import bind_decode, bind_prefill
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan
 from slotwise.plans.show import show_plan, show_program, size
-from slotwise.plans.show_binding import show_binding
-from slotwise.plans.step import VARIABLES, decode_step, prefill_step
+from slotwise.slots.binding import bind_decode, bind_prefill
+from slotwise.slots.show import show_binding
+from slotwise.slots.step import VARIABLES, decode_step, prefill_step
 
 PRINT_PLAN = """
 import sys

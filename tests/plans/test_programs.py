@@ -13,8 +13,6 @@ import pytest
 import torch
 
 from slotwise.core.backend import load_backend
-from slotwise.core.interpret import interpret
-from slotwise.core.ledger import RoleLedger
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType
 from slotwise.plans.compile import compile_plan
@@ -22,8 +20,10 @@ from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.plan_buffers import call_spec
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
-from slotwise.plans.rows import RowInputs, fill_rows
-from slotwise.plans.verify_binding import verify_rows
+from slotwise.proving.interpret import interpret
+from slotwise.slots.ledger import RoleLedger
+from slotwise.slots.rows import RowInputs, fill_rows
+from slotwise.slots.verify_binding import verify_rows
 
 Sources = dict[str, torch.Tensor]
 

@@ -13,7 +13,6 @@ import torch
 from slotwise.core.check import check_graph
 from slotwise.core.errors import PlanError, VerificationError
 from slotwise.core.graph import Graph, GraphBuilder, Parameter
-from slotwise.core.interpret import interpret, load_parameters
 from slotwise.core.model import ModelSpec
 from slotwise.core.quantise import SCHEMES, dequantise, quantise
 from slotwise.core.specs import DType, TensorSpec
@@ -22,6 +21,7 @@ from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.fuse_projections import FuseProjections
 from slotwise.plans.passes.quantise_weights import QuantiseWeights
 from slotwise.plans.plan import Plan
+from slotwise.proving.interpret import interpret, load_parameters
 
 TinyModel = Callable[..., ModelSpec]
 WIDE: dict[str, Any] = {"hidden": 32, "inner": 64, "vocab": 40}

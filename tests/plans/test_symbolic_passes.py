@@ -11,7 +11,6 @@ import torch
 from slotwise.core.check import check_graph
 from slotwise.core.errors import GraphError
 from slotwise.core.graph import Graph
-from slotwise.core.interpret import interpret
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.compile import symbolic_passes
@@ -20,6 +19,7 @@ from slotwise.plans.passes.fuse_add_norm import FuseAddNorm
 from slotwise.plans.passes.fuse_projections import FuseProjections
 from slotwise.plans.passes.fuse_rotary_write import FuseRotaryWrite
 from slotwise.plans.passes.lower_cache import LowerCache
+from slotwise.proving.interpret import interpret
 
 from .graphs import Builder, D, H, ops_of
 

@@ -8,18 +8,18 @@ from collections.abc import Callable
 
 import pytest
 
-from slotwise.core.affine import Affine
 from slotwise.core.contract import OpContract
 from slotwise.core.graph import Graph
 from slotwise.core.model import ModelSpec
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType
+from slotwise.plans.checks.overlap import why_no_overlap
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
-from slotwise.plans.step import KEPT, LENGTH, WIDTH
-from slotwise.plans.verify_overlap import why_no_overlap
+from slotwise.slots.affine import Affine
+from slotwise.slots.step import KEPT, LENGTH, WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -114,5 +114,5 @@ def test_an_op_must_promise_a_token_id_in_every_row(plain: Plan, monkeypatch: py
         contract = contract_of(op)
         return dataclasses.replace(contract, outputs=tuple(dataclasses.replace(a, below="") for a in contract.outputs))
 
-    monkeypatch.setattr("slotwise.plans.verify_feed.contract_of", without_promise)
+    monkeypatch.setattr("slotwise.plans.checks.feed.contract_of", without_promise)
     assert "promises that" in str(why_no_overlap(plain))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from slotwise.core.affine import Affine
 from slotwise.plans.plan import Plan
-from slotwise.plans.step import BEGIN, Limit, Span, Step, StepOp
+from slotwise.slots.affine import Affine
+from slotwise.slots.step import BEGIN, Limit, Span, Step, StepOp
 
 from .mutants import Mutants, Mutation, assert_caught, assert_listed, rules_of
 

@@ -14,10 +14,10 @@ from slotwise import Plan, crossvalidate
 from slotwise.core.backend import Backend, load_backend
 from slotwise.core.errors import BackendError, OptionError
 from slotwise.core.ops import contracts
-from slotwise.core.validate import cases_of
 from slotwise.inspect.crossvalidate import CrossValidation
 from slotwise.inspect.waivers import Waiver, read_waivers
 from slotwise.planning import plan_model
+from slotwise.proving.validate import cases_of
 
 from .commands import Run
 from .planted import last_row_off, registered, spoiled

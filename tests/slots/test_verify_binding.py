@@ -17,12 +17,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from slotwise.core.errors import VerificationError
-from slotwise.core.ledger import Ledger, RoleLedger
-from slotwise.core.pages import NOBODY
-from slotwise.plans.binding import Binding, BoundSpan, bind_decode, bind_prefill, frozen
-from slotwise.plans.rows import FilledRows, RowInputs, fill_rows
-from slotwise.plans.step import decode_step, prefill_step
-from slotwise.plans.verify_binding import verify_binding, verify_rows
+from slotwise.slots.binding import Binding, BoundSpan, bind_decode, bind_prefill, frozen
+from slotwise.slots.ledger import Ledger, RoleLedger
+from slotwise.slots.pages import NOBODY
+from slotwise.slots.rows import FilledRows, RowInputs, fill_rows
+from slotwise.slots.step import decode_step, prefill_step
+from slotwise.slots.verify_binding import verify_binding, verify_rows
 
 CAPACITY, LANES, EPOCH = 40, 6, 9
 Ints = npt.NDArray[np.int64]

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slotwise.core.affine import Affine
-from slotwise.plans.program import DRAFT, TARGET
-from slotwise.plans.step import Span, Step
+from slotwise.slots.affine import Affine
+from slotwise.slots.step import DRAFT, TARGET, Span, Step
 
 Ints = npt.NDArray[np.int64]
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slotwise.core.affine import Affine, variable
+from slotwise.slots.affine import Affine, variable
+
+TARGET, DRAFT = "target", "draft"
+"""The roles: the model whose tokens are the output, and the one that drafts for it."""
 
 # The variables of a step, each per sequence.
 LENGTH = variable("len")  # tokens known so far, the pending one included: its K and V are not written yet

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slotwise.core.errors import LedgerError, OutOfPages
-from slotwise.core.pages import NOBODY, ROOT, SCRATCH_PAGE, PageCount, PagePool
+from slotwise.slots.pages import NOBODY, ROOT, SCRATCH_PAGE, PageCount, PagePool
 
 
 def _state(pool: PagePool) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slotwise.core.affine import Affine, parse_affine, prove, variable
 from slotwise.core.errors import PlanError
+from slotwise.slots.affine import Affine, parse_affine, prove, variable
 
 NAMES = ("a", "b", "len", "draft_capacity")
 A, B, C = variable("a"), variable("b"), variable("c")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slotwise.core.measures import cosine, ulps_between
+from slotwise.proving.measures import cosine, ulps_between
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

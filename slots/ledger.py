@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slotwise.core.errors import LedgerError, OutOfPages
-from slotwise.core.pages import ROOT, SCRATCH_PAGE, PageCount, PagePool
+from slotwise.slots.pages import ROOT, SCRATCH_PAGE, PageCount, PagePool
 
 Ints = npt.NDArray[np.int64]
 

@@ -6,14 +6,14 @@ account for every slot that they reserve, for all lengths, widths and capacities
 
 from __future__ import annotations
 
-from slotwise.core.affine import Affine, prove
 from slotwise.core.errors import VerificationError
-from slotwise.plans.program import DRAFT, TARGET
-from slotwise.plans.step import (
+from slotwise.slots.affine import Affine, prove
+from slotwise.slots.step import (
     BEGIN,
     BUDGET,
     CAPACITY,
     CHUNK,
+    DRAFT,
     DRAFT_CAPACITY,
     FILLED,
     KEPT,
@@ -22,6 +22,7 @@ from slotwise.plans.step import (
     ROOM,
     ROTARY,
     SPECULATE,
+    TARGET,
     WIDTH,
     Span,
     Step,

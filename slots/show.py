@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from slotwise.plans.binding import Binding
-from slotwise.plans.program import DRAFT, TARGET
+from slotwise.slots.binding import Binding
+from slotwise.slots.step import DRAFT, TARGET
 
 BEYOND = 2**32
 """A limit above this is no limit: it is left out of the text."""

@@ -7,14 +7,14 @@ round has room in its arrays; the rows of every round are proved to lie in the d
 
 from __future__ import annotations
 
-from slotwise.core.affine import Affine, prove, variable
 from slotwise.core.errors import VerificationError
+from slotwise.plans.checks.feed import input_of, sampled_value, why_not_fed
 from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, loop_samplers, round_buffer
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, Program
+from slotwise.plans.program import Program
 from slotwise.plans.sampling import output_buffers
-from slotwise.plans.step import FILLED, LENGTH, WIDTH
-from slotwise.plans.verify_feed import input_of, sampled_value, why_not_fed
+from slotwise.slots.affine import Affine, prove, variable
+from slotwise.slots.step import DRAFT, FILLED, LENGTH, WIDTH
 
 RULE = "loops"
 ROUND = variable("round")

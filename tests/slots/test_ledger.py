@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from slotwise.core.errors import LedgerError, OutOfPages
-from slotwise.core.ledger import Ledger, RoleLedger
-from slotwise.core.pages import NOBODY, SCRATCH_PAGE
+from slotwise.slots.ledger import Ledger, RoleLedger
+from slotwise.slots.pages import NOBODY, SCRATCH_PAGE
 
 LANES, CAPACITY = 4, 20
 

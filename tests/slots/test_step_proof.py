@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 
 from slotwise.core.errors import VerificationError
-from slotwise.plans.binding import WidthFormula
-from slotwise.plans.step import Limit, Step, decode_step
-from slotwise.plans.verify_step import verify_step
+from slotwise.slots.binding import WidthFormula
+from slotwise.slots.step import Limit, Step, decode_step
+from slotwise.slots.verify_step import verify_step
 
 Ints = npt.NDArray[np.int64]
 PAGE_SIZES = (1, 3, 16)

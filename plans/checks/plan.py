@@ -2,7 +2,7 @@
 
 Owns `verify_plan` and the names of its rules. What always holds: a plan that passes writes and reads within its arena,
 its buffers and its caches, has each layer's slots written before they are read, and its symbolic steps
-(`verify_step.py`) and draft loops (`verify_loop.py`) are proved. Each rule raises VerificationError under its own name.
+(`slots/verify_step.py`) and draft loops (`loops.py`) are proved. Each rule raises VerificationError under its own name.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from slotwise.core.graph import Node, Parameter
 from slotwise.core.layouts import OCTETS, ROWS, fits
 from slotwise.core.printer import format_around
 from slotwise.core.quantise import DERIVATIONS
+from slotwise.plans.checks.loops import verify_loops
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
 from slotwise.plans.plan import Plan
-from slotwise.plans.program import DRAFT, PREFILL, SAMPLER, TARGET, Program, RolePlan
+from slotwise.plans.program import PREFILL, SAMPLER, Program, RolePlan
 from slotwise.plans.sampling import output_buffers
-from slotwise.plans.verify_loop import verify_loops
-from slotwise.plans.verify_step import verify_step
+from slotwise.slots.step import DRAFT, TARGET
+from slotwise.slots.verify_step import verify_step
 
 
 def verify_plan(plan: Plan) -> None:

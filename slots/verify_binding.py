@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from slotwise.core.errors import VerificationError
-from slotwise.core.ledger import Ledger, RoleLedger
-from slotwise.core.pages import SCRATCH_PAGE
-from slotwise.plans.binding import Binding, BoundSpan
-from slotwise.plans.program import DRAFT, TARGET
-from slotwise.plans.rows import FilledRows, Ints, Ints32, RowInputs
+from slotwise.slots.binding import Binding, BoundSpan
+from slotwise.slots.ledger import Ledger, RoleLedger
+from slotwise.slots.pages import SCRATCH_PAGE
+from slotwise.slots.rows import FilledRows, Ints, Ints32, RowInputs
+from slotwise.slots.step import DRAFT, TARGET
 
 
 def some(wrong: npt.NDArray[Any]) -> bool:

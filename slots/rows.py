@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from slotwise.core.ledger import RoleLedger
-from slotwise.core.pages import SCRATCH_PAGE
+from slotwise.slots.ledger import RoleLedger
+from slotwise.slots.pages import SCRATCH_PAGE
 
 Ints = npt.NDArray[np.int64]
 Ints32 = npt.NDArray[np.int32]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slotwise.core.ledger import RoleLedger
-from slotwise.core.pages import SCRATCH_PAGE
-from slotwise.plans.rows import FilledRows, Ints, Ints32, RowInputs, fill_rows
+from slotwise.slots.ledger import RoleLedger
+from slotwise.slots.pages import SCRATCH_PAGE
+from slotwise.slots.rows import FilledRows, Ints, Ints32, RowInputs, fill_rows
 
 
 @dataclass(slots=True)

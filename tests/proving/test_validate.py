@@ -13,7 +13,7 @@ from slotwise.core.errors import ContractError
 from slotwise.core.graph import Attr
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType
-from slotwise.core.validate import CaseResult, cases_of, check_row_invariance, run_case
+from slotwise.proving.validate import CaseResult, cases_of, check_row_invariance, run_case
 
 Body = Callable[[Tensors, tuple[torch.Tensor, ...], Mapping[str, Attr]], None]
 

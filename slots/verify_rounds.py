@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from slotwise.core.errors import VerificationError
-from slotwise.core.ledger import RoleLedger
-from slotwise.core.pages import SCRATCH_PAGE
-from slotwise.plans.round_rows import FilledRounds, RoundInputs, first_rows
-from slotwise.plans.rows import RowInputs
-from slotwise.plans.verify_binding import some, verify_call
+from slotwise.slots.ledger import RoleLedger
+from slotwise.slots.pages import SCRATCH_PAGE
+from slotwise.slots.rounds import FilledRounds, RoundInputs, first_rows
+from slotwise.slots.rows import RowInputs
+from slotwise.slots.verify_binding import some, verify_call
 
 
 def verify_rounds(first: RowInputs, later: RoundInputs, filled: FilledRounds, ledger: RoleLedger) -> None:

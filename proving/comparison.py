@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from slotwise.core.contract import Argument, OpContract
-from slotwise.core.guard_zones import unravel
 from slotwise.core.specs import DType
+from slotwise.proving.guard_zones import unravel
 
 
 def allowed_distance(

@@ -1,8 +1,8 @@
 """Running a kernel on a contract's cases and judging what it did.
 
 Owns `run_case`, `try_case` and `check_row_invariance`. What always holds: every tensor a kernel is given lies between
-guard zones (`core/guard_zones.py`), outputs and workspace are poisoned first, and whatever the kernel does wrong comes
-back as a sentence in a `CaseResult`; nothing is raised for a kernel's fault.
+guard zones (`guard_zones.py`), outputs and workspace are poisoned first, and whatever the kernel does wrong comes back
+as a sentence in a `CaseResult`; nothing is raised for a kernel's fault.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Literal
 import torch
 
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
-from slotwise.core.comparison import allowed_distance, compare
 from slotwise.core.contract import Argument, Case, OpContract
 from slotwise.core.graph import Attr
-from slotwise.core.guard_zones import GUARD, Guarded
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.proving.comparison import allowed_distance, compare
+from slotwise.proving.guard_zones import GUARD, Guarded
 
 _POISON_INTEGER = 0x5A
 SUBSETS = (2, 3, 7, 8, 15, 16, 17, 33, 64)
