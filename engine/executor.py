@@ -26,9 +26,9 @@ from slotwise.core.graph import Value
 from slotwise.core.model import WeightSource
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.engine.arrays import Arrays, Parcel, lay_out, memory_of
+from slotwise.engine.calls import BoundCall, Conductor
 from slotwise.engine.loops import BoundProgram, Loops, TensorOf
 from slotwise.engine.memory import Shelf, memory_on
-from slotwise.engine.observer import BoundCall, Conductor
 from slotwise.engine.streams import DeviceStream, Done, Stream, ThreadStream
 from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.checks.overlap import why_no_overlap

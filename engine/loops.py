@@ -16,7 +16,7 @@ import torch
 
 from slotwise.core.backend import Launch
 from slotwise.engine.arrays import Arrays
-from slotwise.engine.observer import BoundCall
+from slotwise.engine.calls import BoundCall
 from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program

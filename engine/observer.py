@@ -1,21 +1,15 @@
 """How a tool watches the engine: called at each turn of a step, with the engine's own records.
 
-Owns `Observer` and `BoundCall`. What always holds: an observer sees what was planned, reserved, verified and decided,
+Owns `Observer`. What always holds: an observer sees what was planned, reserved, verified and decided,
 and changes none of it; an engine without observers does nothing for them; an observer handles its own failures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
-
-from slotwise.core.backend import Launch, Tensors
-from slotwise.core.graph import Node
 from slotwise.engine.acceptance import Verdict
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.plans.program import Program
 from slotwise.slots.binding import Binding
 
 
@@ -48,17 +42,3 @@ class Observer:
 
     def crashed(self, epoch: int, error: Exception) -> None:
         """The step raised; the engine is as the error left it."""
-
-
-@dataclass(frozen=True, slots=True)
-class BoundCall:
-    """One call of a program with its tensors: those that `launch` reads and writes."""
-
-    node: Node
-    inputs: Tensors
-    outputs: tuple[torch.Tensor, ...]
-    launch: Launch
-
-
-Conductor = Callable[[Program, tuple[BoundCall, ...]], None]
-"""Runs the calls of a program in the executor's place, one after another: how a tool looks between them."""

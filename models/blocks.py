@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slotwise.core.graph import Graph, GraphBuilder, Value
+from slotwise.core.builder import GraphBuilder
+from slotwise.core.graph import Graph, Value
 from slotwise.core.specs import Dim, DType, TensorSpec
 
 

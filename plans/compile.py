@@ -34,7 +34,7 @@ from slotwise.plans.sampling import output_buffers, sampler_graphs
 from slotwise.slots.step import DRAFT, TARGET, decode_step, prefill_step
 
 DEFAULT_CAPACITY = 4096
-Observer = Callable[[str, str, Graph], None]
+AfterPass = Callable[[str, str, Graph], None]
 """Called as (pass name, program or model name, graph) after every pass: what `--print-after` and DEBUG show."""
 
 
@@ -81,7 +81,7 @@ def compile_plan(
     draft: ModelSpec | str | None = None,
     options: PlanOptions | None = None,
     identities: Mapping[str, Identity] | None = None,
-    observe: Observer | None = None,
+    observe: AfterPass | None = None,
 ) -> Plan:
     """Compile `target`, with a draft model, `"ngram"` or nothing as its drafter.
 
@@ -190,7 +190,7 @@ def _prefill_buckets(options: PlanOptions) -> tuple[int, ...]:
 
 
 def _model_programs(
-    role: RolePlan, graph: Graph, options: PlanOptions, backends: Mapping[str, Backend], watch: Observer
+    role: RolePlan, graph: Graph, options: PlanOptions, backends: Mapping[str, Backend], watch: AfterPass
 ) -> list[Program]:
     columns = -(-role.capacity // role.page_size)
     shared = {"P": columns, "S": role.slots, "M": role.positions}
@@ -213,14 +213,14 @@ def _program(
     backends: Mapping[str, Backend],
     sizes: Mapping[str, int],
     decode_rows: int | None,
-    watch: Observer,
+    watch: AfterPass,
 ) -> Program:
     invariant = None if decode_rows is None else max(options.decode_rows, decode_rows)
     bound = _run(graph, program_passes(options, backends, sizes, invariant), f"{role}.{kind}.{rows}", watch)
     return Program(role, kind, rows, bound, plan_buffers(bound, backends))
 
 
-def _run(graph: Graph, passes: tuple[Pass, ...], where: str, watch: Observer) -> Graph:
+def _run(graph: Graph, passes: tuple[Pass, ...], where: str, watch: AfterPass) -> Graph:
     for each in passes:
         graph = each.apply(graph)
         check_graph(graph)

@@ -11,12 +11,12 @@ from dataclasses import fields
 
 from slotwise.core.graph import Parameter
 from slotwise.core.layouts import ROWS
-from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
+from slotwise.plans.record import PlanRecord
 from slotwise.plans.show import loop_table, size
 
 
-def diff_plans(left: Plan, right: Plan) -> str:
+def diff_plans(left: PlanRecord, right: PlanRecord) -> str:
     """A text with one line a difference, `name: left -> right`; empty when the plans are equal."""
     sections = [
         ("options", _options(left, right)),
@@ -45,8 +45,8 @@ def _table(left: dict[str, str], right: dict[str, str]) -> list[str]:
     return rows
 
 
-def _options(left: Plan, right: Plan) -> list[str]:
-    def table(plan: Plan) -> dict[str, str]:
+def _options(left: PlanRecord, right: PlanRecord) -> list[str]:
+    def table(plan: PlanRecord) -> dict[str, str]:
         found = {field.name: str(getattr(plan.options, field.name)) for field in fields(plan.options)}
         found["dtype"] = "the checkpoint's" if plan.options.dtype is None else plan.options.dtype.value
         found["backend"] = "; ".join(f"{op}: {', '.join(names)}" for op, names in plan.options.backend)
@@ -55,8 +55,8 @@ def _options(left: Plan, right: Plan) -> list[str]:
     return _table(table(left), table(right))
 
 
-def _memory(left: Plan, right: Plan) -> list[str]:
-    def table(plan: Plan) -> dict[str, str]:
+def _memory(left: PlanRecord, right: PlanRecord) -> list[str]:
+    def table(plan: PlanRecord) -> dict[str, str]:
         return {
             "total": size(plan.total_bytes),
             "arena": size(plan.arena_bytes),
@@ -68,7 +68,7 @@ def _memory(left: Plan, right: Plan) -> list[str]:
     return _table(table(left), table(right))
 
 
-def _roles(left: Plan, right: Plan) -> list[str]:
+def _roles(left: PlanRecord, right: PlanRecord) -> list[str]:
     before, after = ({role.role: role for role in plan.roles} for plan in (left, right))
     rows = _table(*({name: f"{role.model}" for name, role in roles.items()} for roles in (before, after)))
     for name in sorted(before.keys() & after.keys()):
@@ -89,8 +89,8 @@ def _role_fields(role: RolePlan) -> dict[str, str]:
     return {name: str(getattr(role, name)) for name in names} | {"dtype": role.dtype.value, "parameters": held}
 
 
-def _steps(left: Plan, right: Plan) -> list[str]:
-    def table(plan: Plan) -> dict[str, str]:
+def _steps(left: PlanRecord, right: PlanRecord) -> list[str]:
+    def table(plan: PlanRecord) -> dict[str, str]:
         found: dict[str, str] = {}
         for step in plan.steps:
             for limit in step.limits:
@@ -105,7 +105,7 @@ def _steps(left: Plan, right: Plan) -> list[str]:
     return _table(table(left), table(right))
 
 
-def _programs(left: Plan, right: Plan) -> list[str]:
+def _programs(left: PlanRecord, right: PlanRecord) -> list[str]:
     before = {program.name: program for program in left.programs}
     after = {program.name: program for program in right.programs}
     rows = _table(_bucket_table(left), _bucket_table(right))
@@ -115,7 +115,7 @@ def _programs(left: Plan, right: Plan) -> list[str]:
     return rows
 
 
-def _bucket_table(plan: Plan) -> dict[str, str]:
+def _bucket_table(plan: PlanRecord) -> dict[str, str]:
     """Role and kind -> the rows that there are programs for."""
     kinds = dict.fromkeys((program.role, program.kind) for program in plan.programs)
     return {f"{role}.{kind} rows": ", ".join(map(str, plan.buckets(role, kind))) for role, kind in kinds}
@@ -144,7 +144,7 @@ def _calls(left: Program, right: Program) -> list[str]:
     return rows or ["same kernels; specs, attributes, parameters or placements differ"]
 
 
-def _buffer_table(plan: Plan) -> dict[str, str]:
+def _buffer_table(plan: PlanRecord) -> dict[str, str]:
     return {name: str(spec) for name, spec in plan.buffers}
 
 

@@ -1,119 +1,36 @@
-"""The plan: everything that is fixed before the first token.
+"""The plan: what users hold, with all that can be done with it.
 
-Owns `Plan`. What always holds: a plan is frozen, hashable and self-contained: its programs, steps, memory and options
-are all in it, and its text and JSON are functions of its content alone, so equal plans print equally on every run.
+Owns `Plan`. What always holds: a plan adds nothing to its record (`record.py`), so its text and JSON are functions of
+its content alone, and equal plans print equally on every run.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from slotwise.core.specs import TensorSpec
-from slotwise.plans.loop import DraftLoop
-from slotwise.plans.options import PlanOptions
-from slotwise.plans.program import DECODE, PREFILL, Program, RolePlan
-from slotwise.slots.step import DRAFT, TARGET, Step
-
-SCHEMA = 4
-"""Version of the JSON form; raised when a reader of the old form could misread the new one."""
+from slotwise.core.errors import PlanError
+from slotwise.plans.checks.plan import verify_plan
+from slotwise.plans.diff import diff_plans
+from slotwise.plans.record import PlanRecord
+from slotwise.plans.serialise import plan_from_json, plan_to_json
+from slotwise.plans.show import show_plan
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A compiled plan. `draft` is the drafter's kind: `none`, `ngram` or `model`.
-
-    `buffers` are the arrays through which the engine feeds programs and reads their results, by name, at their largest;
-    a program of a smaller bucket uses the first rows. All intermediate values lie in one arena of `arena_bytes`.
-    `loops` say which rounds of drafting run as one launch.
-    """
-
-    options: PlanOptions
-    draft: str
-    roles: tuple[RolePlan, ...]
-    programs: tuple[Program, ...]
-    steps: tuple[Step, ...]
-    buffers: tuple[tuple[str, TensorSpec], ...]
-    loops: tuple[DraftLoop, ...] = ()
-
-    @property
-    def arena_bytes(self) -> int:
-        """The arena: the largest need of any program, for one program runs at a time."""
-        return max((program.arena_bytes for program in self.programs), default=0)
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of the engine's input and output arrays."""
-        return sum(spec.nbytes() for _, spec in self.buffers)
-
-    @property
-    def total_bytes(self) -> int:
-        """Weights, caches, arena and buffers."""
-        fixed = sum(role.parameter_bytes + role.cache_bytes for role in self.roles)
-        return fixed + self.arena_bytes + self.buffer_bytes
-
-    def role(self, name: str) -> RolePlan:
-        """The role called `name` (KeyError when the plan has none)."""
-        return {role.role: role for role in self.roles}[name]
-
-    @property
-    def target(self) -> RolePlan:
-        """The role whose tokens are the output."""
-        return self.role(TARGET)
-
-    @property
-    def has_draft_model(self) -> bool:
-        """Whether there is a second model with its own cache."""
-        return any(role.role == DRAFT for role in self.roles)
-
-    def step(self, name: str) -> Step:
-        """The step called `name` (KeyError when the plan has none)."""
-        return {step.name: step for step in self.steps}[name]
-
-    def buckets(self, role: str, kind: str) -> tuple[int, ...]:
-        """The row counts for which there is a program, ascending."""
-        return tuple(sorted(p.rows for p in self.programs if p.role == role and p.kind == kind))
-
-    @property
-    def prefill_is_invariant(self) -> bool:
-        """Whether prefill gives the very bits of decoding row by row; if not, chunks stand on a fixed grid.
-
-        It does when its kernels are row-invariant and the decode side's own.
-        """
-        prefill = [p for p in self.programs if p.role == TARGET and p.kind == PREFILL]
-        decode = [p for p in self.programs if p.role == TARGET and p.kind == DECODE]
-        own = {pair for program in decode for pair in program.kernels}
-        # Only prefill selects rows, and copying a row cannot change it.
-        return all(p.row_invariant and {k for k in p.kernels if k[0] != "take_rows"} <= own for p in prefill)
-
-    @property
-    def backends(self) -> tuple[str, ...]:
-        """Every backend that runs at least one call, by name."""
-        nodes = (node for program in self.programs for node in program.graph.nodes)
-        return tuple(sorted({node.selection.backend for node in nodes if node.selection is not None}))
-
-    @property
-    def draft_cost_ratio(self) -> float:
-        """Bytes of weights that one draft row reads, over those of a target row (decoding is bound by memory)."""
-        by_role = {p.role: p.parameter_bytes for p in self.programs if p.kind == "decode"}
-        return by_role.get(DRAFT, 0) / max(1, by_role[TARGET])
+class Plan(PlanRecord):
+    """A compiled plan: print it, save it, compare it, verify it."""
 
     def verify(self) -> None:
-        """Raise VerificationError naming the rule when the plan cannot be trusted; see `plans/checks/plan.py`."""
-        from slotwise.plans.checks.plan import verify_plan
-
+        """Raise VerificationError naming the rule when the plan cannot be trusted; see `plans/checks/`."""
         verify_plan(self)
 
-    def diff(self, other: Plan) -> str:
+    def diff(self, other: PlanRecord) -> str:
         """The differences to `other`, side by side; empty when there are none."""
-        from slotwise.plans.diff import diff_plans
-
         return diff_plans(self, other)
 
     def to_json(self) -> str:
         """The plan as JSON text, the same on every run."""
-        from slotwise.plans.serialise import plan_to_json
-
         return plan_to_json(self)
 
     def save(self, path: str | Path) -> None:
@@ -123,18 +40,27 @@ class Plan:
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read a plan; raises PlanError for another schema or damaged text."""
-        from slotwise.plans.serialise import plan_from_json
-
-        return plan_from_json(text)
+        record = plan_from_json(text)
+        return Plan(**{field.name: getattr(record, field.name) for field in fields(record)})
 
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read and verify a plan file; raises PlanError when it is missing, damaged or of another schema."""
-        from slotwise.plans.serialise import load_plan
-
-        return load_plan(path)
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"plan file {path} cannot be read: {error}") from error
+        try:
+            plan = Plan.from_json(text)
+        except PlanError as error:
+            raise PlanError(f"plan file {path}: {error}") from error
+        try:
+            plan.verify()
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise PlanError(
+                f"plan file {path} is damaged: {type(error).__name__}: {error}; compile it again"
+            ) from error
+        return plan
 
     def __str__(self) -> str:
-        from slotwise.plans.show import show_plan
-
         return show_plan(self)

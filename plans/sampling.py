@@ -6,7 +6,8 @@ chosen, buffers planned and plans printed for them as for a model.
 
 from __future__ import annotations
 
-from slotwise.core.graph import Graph, GraphBuilder, Value
+from slotwise.core.builder import GraphBuilder
+from slotwise.core.graph import Graph, Value
 from slotwise.core.ops.noise import DRAFT_STREAM, TARGET_STREAM
 from slotwise.core.specs import DType, TensorSpec
 

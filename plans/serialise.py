@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from slotwise.core.check import check_graph
@@ -20,15 +19,15 @@ from slotwise.core.specs import DType, TensorSpec, parse_spec
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.plan_buffers import Placement
-from slotwise.plans.plan import SCHEMA, Plan
 from slotwise.plans.program import Program, RolePlan
+from slotwise.plans.record import SCHEMA, PlanRecord
 from slotwise.slots.affine import parse_affine
 from slotwise.slots.step import Limit, Span, Step, StepOp
 
 Json = dict[str, Any]
 
 
-def plan_to_json(plan: Plan) -> str:
+def plan_to_json(plan: PlanRecord) -> str:
     """The plan as text: one program node a line, so that a plain diff reads well."""
     body: Json = {
         "options": _options(plan.options),
@@ -42,7 +41,7 @@ def plan_to_json(plan: Plan) -> str:
     return _layout({"slotwise_plan": SCHEMA, "digest": _digest(body), **body}) + "\n"
 
 
-def plan_from_json(text: str) -> Plan:
+def plan_from_json(text: str) -> PlanRecord:
     """The plan that `text` holds; raises PlanError for anything but an intact plan of this schema."""
     try:
         data = json.loads(text)
@@ -63,7 +62,7 @@ def plan_from_json(text: str) -> Plan:
     if digest != _digest(data):
         raise PlanError("the plan is damaged or was edited: its content does not match its digest; compile it again")
     try:
-        plan = Plan(
+        plan = PlanRecord(
             options=_read_options(data["options"]),
             draft=data["draft"],
             roles=tuple(_read_role(role) for role in data["roles"]),
@@ -78,23 +77,6 @@ def plan_from_json(text: str) -> Plan:
         raise PlanError(f"the plan holds something this version does not understand: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}; compile it again") from error
-    return plan
-
-
-def load_plan(path: str | Path) -> Plan:
-    """Read and verify a plan file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"plan file {path} cannot be read: {error}") from error
-    try:
-        plan = plan_from_json(text)
-    except PlanError as error:
-        raise PlanError(f"plan file {path}: {error}") from error
-    try:
-        plan.verify()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise PlanError(f"plan file {path} is damaged: {type(error).__name__}: {error}; compile it again") from error
     return plan
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from slotwise.core.printer import format_node
 from slotwise.plans.checks.overlap import why_no_overlap
 from slotwise.plans.loop import DraftLoop
-from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program, RolePlan
+from slotwise.plans.record import PlanRecord
 
 
 def size(nbytes: int) -> str:
@@ -27,7 +27,7 @@ def size(nbytes: int) -> str:
     return f"{amount:.2f} GiB"
 
 
-def show_plan(plan: Plan, *, programs: bool = False) -> str:
+def show_plan(plan: PlanRecord, *, programs: bool = False) -> str:
     """The plan on a page; with `programs`, every call of every program too."""
     options = plan.options
     lines = [
@@ -68,7 +68,7 @@ def _show_role(role: RolePlan) -> str:
     )
 
 
-def _program_table(plan: Plan) -> list[str]:
+def _program_table(plan: PlanRecord) -> list[str]:
     """One line for all buckets that run the same kernels."""
     groups: dict[tuple[str, str, str, int], list[Program]] = {}
     for program in plan.programs:

@@ -26,7 +26,7 @@ from slotwise.core.ops import contract_of
 from slotwise.core.printer import format_graph
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import Observer
-from slotwise.plans.compile import Observer as PassObserver
+from slotwise.plans.compile import AfterPass
 from slotwise.plans.passes.plan_buffers import call_spec
 from slotwise.plans.plan import Plan
 from slotwise.plans.show import show_plan
@@ -46,7 +46,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def pass_observer() -> PassObserver | None:
+def pass_observer() -> AfterPass | None:
     """From level 4: prints the graph after every pass."""
     if level() < 4:
         return None

@@ -29,7 +29,7 @@ from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer
 from slotwise.planning import NGRAM, check_path, check_saved, compile_for, load_draft, plan_model, settle_options
-from slotwise.plans.compile import Observer
+from slotwise.plans.compile import AfterPass
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
 from slotwise.progress import progress_for
@@ -232,7 +232,7 @@ class LLM:
 
     # Looking
 
-    def plan(self, *, observe: Observer | None = None, **changes: Any) -> Plan:
+    def plan(self, *, observe: AfterPass | None = None, **changes: Any) -> Plan:
         """The plan that this model runs; with `changes` (`draft`, `preset`, any plan option), what it would be.
 
         `observe(pass name, program, graph)` is called after every pass.

@@ -16,7 +16,7 @@ from slotwise.core.errors import CheckpointError, OptionError, PlanError
 from slotwise.core.specs import DType
 from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer, vocabulary_mismatch
-from slotwise.plans.compile import Identity, Observer, compile_plan
+from slotwise.plans.compile import AfterPass, Identity, compile_plan
 from slotwise.plans.options import PlanOptions, parse_preference
 from slotwise.plans.plan import Plan
 from slotwise.plans.presets import apply_preset, read_preset
@@ -59,7 +59,7 @@ def load_draft(draft: str | Path | None, tokenizer: Tokenizer, dtype: DType | No
     return loaded
 
 
-def compile_for(model: LoadedModel, draft: Drafter, options: PlanOptions, observe: Observer | None = None) -> Plan:
+def compile_for(model: LoadedModel, draft: Drafter, options: PlanOptions, observe: AfterPass | None = None) -> Plan:
     """The plan of loaded models, with their names and fingerprints in it."""
     identities = {TARGET: Identity(model.spec.name, model.checkpoint.fingerprint())}
     if isinstance(draft, LoadedModel):
@@ -73,7 +73,7 @@ def plan_model(
     *,
     draft: str | Path | None = None,
     preset: str | Path | None = None,
-    observe: Observer | None = None,
+    observe: AfterPass | None = None,
     **options: Any,
 ) -> Plan:
     """The plan of a checkpoint folder, from its config and headers alone: no weight is read."""

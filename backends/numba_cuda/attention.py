@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.numba_cuda.activation import bounded_tanh
+from slotwise.backends.numba_cuda.attention_shape import Shape, sequence_of
 from slotwise.backends.numba_cuda.attention_tiles import THREADS as TILE_THREADS
 from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, parts_for
 from slotwise.backends.numba_cuda.blocks import LEAST, WARP, ZERO, lane_sum, team_max, team_sum
@@ -38,54 +38,8 @@ SPLIT = 256
 MOST_SPLITS = 32
 """A longer page table gets longer splits."""
 
-MOST_HEADS = 4
-"""Query heads of one kv head that a block does with the keys and values it has read."""
-
 THREADS = 128
 WARPS = THREADS // WARP
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What an attention call fixes at compile time."""
-
-    dtype: DType
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    page_size: int
-    window: int
-    capped: bool
-    vector: bool
-
-    @property
-    def group(self) -> int:
-        """Query heads that share a kv head."""
-        return self.q_heads // self.kv_heads
-
-    @property
-    def heads(self) -> int:
-        """Query heads of one block: what its registers hold."""
-        return max(n for n in range(1, MOST_HEADS + 1) if self.group % n == 0)
-
-    @property
-    def lanes(self) -> int:
-        """Neighbouring lanes that share a key: one a pack of its dimensions, in a power of two."""
-        return 1 << max(0, math.ceil(self.head_dim / PACK) - 1).bit_length()
-
-
-@device
-def sequence_of(row, row_start, sequences):
-    """The sequence that owns `row`, or `sequences` when none does: how many end at or before it."""
-    low = np.int64(0)
-    high = np.int64(sequences)
-    while low < high:
-        middle = (low + high) // 2
-        if row_start[middle + 1] <= row:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @device
@@ -328,7 +282,7 @@ def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
         raise BackendError("attention.tiles needs tensors that start at a multiple of 16 bytes; take attention.split")
     sequences, columns, _, scale, softcap = numbers_of(call)
     inputs = ("q", "k_cache", "v_cache", "row_start", "kv_len", "page_table", "out")
-    made = attend_tiles(shape, sequence_of)
+    made = attend_tiles(shape)
     grid = (dims["T"], dims["Hq"], parts_for(dims["D"]))
     return (Step(made, grid, TILE_THREADS, (*inputs, sequences, columns, scale / softcap, softcap)),)
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from slotwise.backends.numba_cuda.activation import ONE, quick_tanh
+from slotwise.backends.numba_cuda.attention_shape import Shape, sequence_of
 from slotwise.backends.numba_cuda.blocks import ALL, LEAST, WARP, ZERO, greater
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
@@ -28,9 +29,6 @@ from slotwise.backends.numba_cuda.tensor_cores import (
     load_matrices_transposed,
     tensor_core_of,
 )
-
-if TYPE_CHECKING:
-    from slotwise.backends.numba_cuda.attention import Shape
 
 WIDE = 128
 """Dimensions of a result that a block's registers hold: wider heads are shared by two blocks."""
@@ -62,7 +60,7 @@ def quad_sum(value):
 
 
 @functools.cache
-def attend_tiles(shape: Shape, sequence_of: Any) -> Any:
+def attend_tiles(shape: Shape) -> Any:
     """One tile of rows of a sequence, one query head, all keys that it sees."""
     mma, pack = tensor_core_of(shape.dtype)
     narrow = elements_of(shape.dtype, False).narrow

@@ -32,12 +32,8 @@ from slotwise.backends.numba_cuda.elements import (
 from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
 from slotwise.backends.numba_cuda.linear import (
     MOST_ROWS,
-    RESULTS,
     THREADS,
-    Product,
-    finisher,
     lanes_to_outputs,
-    product_of,
     refuses,
 )
 from slotwise.backends.numba_cuda.linear_rows import (
@@ -49,6 +45,7 @@ from slotwise.backends.numba_cuda.linear_rows import (
     warps_for,
     words_of,
 )
+from slotwise.backends.numba_cuda.products import RESULTS, Product, product_of
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.backends.numba_cuda.tensor_cores import HALVES, tensor_core_of
 from slotwise.core.backend import CallSpec
@@ -194,7 +191,7 @@ def multiply_rows_q_on_tensor_cores(q: Quantised, tiles: int) -> Any:
     step, size = warps * chunk, warps * TILE * COLUMNS
     up_size, up_tiles = (size, tiles) if gated else (1, 1)
     add_span = span_adder(q, tiles)
-    finish_tiles = sums_to_outputs(q.of, finisher(q.of), tiles, warps)
+    finish_tiles = sums_to_outputs(q.of, tiles, warps)
 
     @kernel
     def multiply_rows_q_on_tensor_cores(x, codes, scale, offset, bias, out, second, third, count):

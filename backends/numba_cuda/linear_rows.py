@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from slotwise.backends.numba_cuda.blocks import WARP, ZERO
 from slotwise.backends.numba_cuda.elements import PACK, load_words
+from slotwise.backends.numba_cuda.products import Product, finisher
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.backends.numba_cuda.tensor_cores import tensor_core_of
 from slotwise.core.specs import DType
-
-if TYPE_CHECKING:
-    from slotwise.backends.numba_cuda.linear import Product
 
 TILE = 16
 """Outputs of a block: rows of the left matrix."""
@@ -92,9 +90,9 @@ def put_tile(parts, acc, place, at, column):
 
 
 @functools.cache
-def sums_to_outputs(of: Product, finish: Any, tiles: int, warps: int) -> Any:
+def sums_to_outputs(of: Product, tiles: int, warps: int) -> Any:
     """`finish_tiles(...)`: the warps' sums (`acc`, of up `ups`) added first to last, and what follows, stored."""
-    gated, outputs, threads = of.gated, of.outputs, warps * WARP
+    finish, gated, outputs, threads = finisher(of), of.gated, of.outputs, warps * WARP
 
     @device
     def finish_tiles(parts, up_parts, acc, ups, bias, out, second, third, count):
@@ -122,7 +120,7 @@ def sums_to_outputs(of: Product, finish: Any, tiles: int, warps: int) -> Any:
 
 
 @functools.cache
-def multiply_rows_on_tensor_cores(of: Product, finish: Any, tiles: int) -> Any:
+def multiply_rows_on_tensor_cores(of: Product, tiles: int) -> Any:
     """Up to 8 `tiles` rows of x [T, K] times 16 rows of weight [N, K] (of gate and of up, where there are two)."""
     warps = warps_for(of.outputs, of.inner)
     multiply = product_pair(of.dtype)
@@ -130,7 +128,7 @@ def multiply_rows_on_tensor_cores(of: Product, finish: Any, tiles: int) -> Any:
     step, size = warps * CHUNK, warps * TILE * COLUMNS
     up_size = size if gated else 1
     up_tiles = tiles if gated else 1
-    finish_tiles = sums_to_outputs(of, finish, tiles, warps)
+    finish_tiles = sums_to_outputs(of, tiles, warps)
 
     @kernel
     def multiply_rows_on_tensor_cores(x, weight, bias, out, second, third, count):

@@ -11,12 +11,13 @@ matrix lie in different banks. Bits may depend on the tile: it promises no row i
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from slotwise.backends.numba_cuda.blocks import WARP, ZERO
 from slotwise.backends.numba_cuda.elements import PACK
+from slotwise.backends.numba_cuda.products import Product, finisher
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.backends.numba_cuda.tensor_cores import (
     ALIGNMENT,
@@ -26,9 +27,6 @@ from slotwise.backends.numba_cuda.tensor_cores import (
     load_matrices,
     tensor_core_of,
 )
-
-if TYPE_CHECKING:
-    from slotwise.backends.numba_cuda.linear import Product
 
 ROWS, COLUMNS = 128, 128
 """Rows of x and rows of weight that a block multiplies."""
@@ -60,10 +58,10 @@ def copy_slice(target, start, source, row, rows, k, inner, at):
 
 
 @functools.cache
-def multiply_tiles(of: Product, finish: Any) -> Any:
+def multiply_tiles(of: Product) -> Any:
     """A tile of x [T, K] times weight [N, K] transposed."""
     mma, _ = tensor_core_of(of.dtype)
-    outputs, inner, gated = of.outputs, of.inner, of.gated
+    finish, outputs, inner, gated = finisher(of), of.outputs, of.inner, of.gated
     weight_rows, own = outputs * (2 if gated else 1), columns_of(gated)
 
     @device

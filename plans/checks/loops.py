@@ -10,8 +10,8 @@ from __future__ import annotations
 from slotwise.core.errors import VerificationError
 from slotwise.plans.checks.feed import input_of, sampled_value, why_not_fed
 from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, loop_samplers, round_buffer
-from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
+from slotwise.plans.record import PlanRecord
 from slotwise.plans.sampling import output_buffers
 from slotwise.slots.affine import Affine, prove, variable
 from slotwise.slots.step import DRAFT, FILLED, LENGTH, WIDTH
@@ -23,7 +23,7 @@ _SHARED = ("draft.page_table", "logits", "scores", "seed", "temperature", "top_k
 """Inputs that are the same in every round, or that a round itself has written before it reads them."""
 
 
-def verify_loops(plan: Plan) -> None:
+def verify_loops(plan: PlanRecord) -> None:
     """Check every loop of the plan; raises VerificationError of the rule `loops`."""
     if plan.loops and not plan.has_draft_model:
         raise VerificationError(RULE, f"{plan.loops[0]}: the plan has no draft model")
@@ -36,7 +36,7 @@ def verify_loops(plan: Plan) -> None:
         _prove_rows(plan)
 
 
-def _verify_loop(plan: Plan, loop: DraftLoop, programs: dict[tuple[str, str, int], Program]) -> None:
+def _verify_loop(plan: PlanRecord, loop: DraftLoop, programs: dict[tuple[str, str, int], Program]) -> None:
     if not 1 <= loop.rounds <= plan.options.speculate or not 1 <= loop.sequences <= loop.first:
         raise VerificationError(
             RULE,
@@ -55,7 +55,7 @@ def _verify_loop(plan: Plan, loop: DraftLoop, programs: dict[tuple[str, str, int
     _verify_arrays(plan, loop, (models[-1], programs[sampler]))
 
 
-def _verify_feed(plan: Plan, loop: DraftLoop, models: list[Program], sampler: Program) -> None:
+def _verify_feed(plan: PlanRecord, loop: DraftLoop, models: list[Program], sampler: Program) -> None:
     """The model's logits are the sampler's, and its tokens are ids that the next round's model can be fed."""
     for model in models:
         reason = why_not_fed(sampler, model, plan.options.acceptance)
@@ -75,7 +75,7 @@ def _verify_feed(plan: Plan, loop: DraftLoop, models: list[Program], sampler: Pr
                 )
 
 
-def _verify_arrays(plan: Plan, loop: DraftLoop, programs: tuple[Program, Program]) -> None:
+def _verify_arrays(plan: PlanRecord, loop: DraftLoop, programs: tuple[Program, Program]) -> None:
     """Every value that differs between rounds has an array with room for each round; all others may be shared."""
     buffers, later = dict(plan.buffers), loop.rounds - 1
     if not later:
@@ -102,7 +102,7 @@ def _verify_arrays(plan: Plan, loop: DraftLoop, programs: tuple[Program, Program
                 )
 
 
-def _prove_rows(plan: Plan) -> None:
+def _prove_rows(plan: PlanRecord) -> None:
     """Round r of a sequence of length L writes slot L - 1 + r, for r < k: within the draft's span, each another."""
     step = plan.step("decode")
     span = step.span("draft", DRAFT)

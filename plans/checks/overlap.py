@@ -8,14 +8,14 @@ the host does not know, each row's token, is an id of the model (whose it is, `s
 from __future__ import annotations
 
 from slotwise.plans.checks.feed import input_of, sampled_value, why_not_fed
-from slotwise.plans.plan import Plan
 from slotwise.plans.program import DECODE, SAMPLER, Program
+from slotwise.plans.record import PlanRecord
 from slotwise.plans.sampling import GREEDY, SAMPLE
 from slotwise.slots.affine import prove
 from slotwise.slots.step import KEPT, LENGTH, TARGET, WIDTH
 
 
-def why_no_overlap(plan: Plan) -> str | None:
+def why_no_overlap(plan: PlanRecord) -> str | None:
     """Why steps of the plan wait for each other; None when a step without drafts need not be waited for."""
     if plan.draft != "none":
         return "how many drafts are accepted is known when the step has run"
@@ -38,7 +38,7 @@ def why_no_overlap(plan: Plan) -> str | None:
     return None
 
 
-def _differs(sampler: Program, model: Program, plan: Plan) -> str | None:
+def _differs(sampler: Program, model: Program, plan: PlanRecord) -> str | None:
     """Why a sampled token is no token id as the model reads it."""
     fed, sampled = input_of(model, "token_ids"), sampled_value(sampler, plan.options.acceptance)
     if fed is None or sampled is None or fed.spec.dtype is not sampled.spec.dtype:

@@ -16,14 +16,14 @@ from slotwise.core.printer import format_around
 from slotwise.core.quantise import DERIVATIONS
 from slotwise.plans.checks.loops import verify_loops
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
-from slotwise.plans.plan import Plan
 from slotwise.plans.program import PREFILL, SAMPLER, Program, RolePlan
+from slotwise.plans.record import PlanRecord
 from slotwise.plans.sampling import output_buffers
 from slotwise.slots.step import DRAFT, TARGET
 from slotwise.slots.verify_step import verify_step
 
 
-def verify_plan(plan: Plan) -> None:
+def verify_plan(plan: PlanRecord) -> None:
     """Check every program and prove every step; raises VerificationError for the first rule that is broken."""
     roles = {role.role: role for role in plan.roles}
     if TARGET not in roles:
@@ -62,7 +62,7 @@ def verify_plan(plan: Plan) -> None:
     verify_loops(plan)
 
 
-def _verify_one_kernel_per_call(plan: Plan) -> None:
+def _verify_one_kernel_per_call(plan: PlanRecord) -> None:
     """Decode-side buckets of one kind run the same kernels: else a row's bits would depend on its company."""
     chosen: dict[tuple[object, ...], tuple[str, str]] = {}
     for program in plan.programs:
@@ -80,7 +80,7 @@ def _verify_one_kernel_per_call(plan: Plan) -> None:
                 )
 
 
-def _verify_role(plan: Plan, role: RolePlan) -> None:
+def _verify_role(plan: PlanRecord, role: RolePlan) -> None:
     for name in ("capacity", "positions", "vocab_size", "page_size", "pages"):
         value = getattr(role, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -111,7 +111,7 @@ def _verify_role(plan: Plan, role: RolePlan) -> None:
         )
 
 
-def _verify_program(plan: Plan, program: Program) -> None:
+def _verify_program(plan: PlanRecord, program: Program) -> None:
     try:
         check_graph(program.graph)
     except SlotwiseError as error:
@@ -225,7 +225,7 @@ def _collision(placements: tuple[Placement, ...]) -> tuple[Placement, Placement]
     return None
 
 
-def _verify_caches(plan: Plan, program: Program) -> None:
+def _verify_caches(plan: PlanRecord, program: Program) -> None:
     role = plan.role(program.role)
     declared = {cache.layer: cache for cache in role.caches}
     written: set[int] = set()

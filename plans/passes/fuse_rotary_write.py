@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slotwise.core.graph import FreshNames, Graph, Node, Value, make_node
+from slotwise.core.builder import FreshNames, make_node
+from slotwise.core.graph import Graph, Node, Value
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from slotwise.core.backend import Backend
+from slotwise.core.builder import make_node
 from slotwise.core.contract import Argument
-from slotwise.core.graph import Graph, Node, Parameter, Value, make_node
+from slotwise.core.graph import Graph, Node, Parameter, Value
 from slotwise.core.layouts import ROWS
 from slotwise.core.ops import contract_of
 from slotwise.plans.options import PlanOptions

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from slotwise.core.builder import FreshNames, make_node
 from slotwise.core.errors import GraphError
-from slotwise.core.graph import FreshNames, Graph, Node, Value, make_node
+from slotwise.core.graph import Graph, Node, Value
 from slotwise.core.specs import DType, TensorSpec
 
 PAGING_INPUTS = (

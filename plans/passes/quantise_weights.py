@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from slotwise.core.builder import make_node
 from slotwise.core.errors import PlanError
-from slotwise.core.graph import Graph, Node, Parameter, Value, make_node
+from slotwise.core.graph import Graph, Node, Parameter, Value
 from slotwise.core.layouts import OCTET
 from slotwise.core.ops import contract_of
 from slotwise.core.ops.linear_q import FLOAT_OPS

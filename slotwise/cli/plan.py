@@ -21,7 +21,7 @@ from slotwise.inspect.perfetto import trace
 from slotwise.inspect.recording import KEY, read_recording
 from slotwise.inspect.view import BANDWIDTH, GFLOPS, view_page
 from slotwise.planning import plan_model
-from slotwise.plans.compile import Observer, pass_names
+from slotwise.plans.compile import AfterPass, pass_names
 from slotwise.plans.plan import Plan
 from slotwise.plans.show import show_plan, show_program
 
@@ -154,7 +154,7 @@ def run_verify(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(source: str, values: dict[str, Any], observe: Observer | None = None) -> Plan:
+def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None) -> Plan:
     """The plan in a file, or of a checkpoint folder with these options."""
     path = Path(source)
     if is_recording(source):

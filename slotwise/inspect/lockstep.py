@@ -23,9 +23,9 @@ from slotwise.core.model import WeightSource
 from slotwise.core.ops import contract_of
 from slotwise.core.printer import format_around
 from slotwise.core.specs import DType
+from slotwise.engine.calls import BoundCall
 from slotwise.engine.engine import Engine
 from slotwise.engine.executor import Executor
-from slotwise.engine.observer import BoundCall
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import SAMPLER, Program
 from slotwise.proving.measures import cosine

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 import slotwise
 from slotwise.core.errors import OptionError
 from slotwise.engine.acceptance import Verdict
+from slotwise.engine.calls import BoundCall
 from slotwise.engine.engine import Engine
-from slotwise.engine.observer import BoundCall, Observer
+from slotwise.engine.observer import Observer
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.inspect.recording import KEY, SCHEMA, Json, sampling_to_json, write_line
 from slotwise.plans.program import Program

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from slotwise.core.builder import make_node
 from slotwise.core.check import check_graph
 from slotwise.core.errors import GraphError
-from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Value, make_node
+from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Value
 from slotwise.core.specs import DType, TensorSpec
 
 HEAD = TensorSpec(DType.F32, ("T", 2, 12))

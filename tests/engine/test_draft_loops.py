@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slotwise.engine import executor as executor_module
+from slotwise.engine.calls import BoundCall
 from slotwise.engine.drafters import Drafting
 from slotwise.engine.engine import Engine
-from slotwise.engine.observer import BoundCall
 from slotwise.engine.request import Request
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import SAMPLER, Program

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slotwise.core.errors import OutOfPages, SequenceFault
+from slotwise.engine.calls import BoundCall
 from slotwise.engine.engine import Engine
-from slotwise.engine.observer import BoundCall
 from slotwise.engine.request import Completion
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.plans.loop import DraftLoop

@@ -8,8 +8,9 @@ import pytest
 
 from slotwise.core.errors import LedgerError
 from slotwise.engine.acceptance import Verdict
+from slotwise.engine.calls import BoundCall
 from slotwise.engine.engine import Engine
-from slotwise.engine.observer import BoundCall, Observer
+from slotwise.engine.observer import Observer
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.plans.program import Program
 from slotwise.slots.binding import Binding

@@ -17,7 +17,8 @@ from unittest import mock
 import torch
 
 from slotwise.core.backend import Backend, Kernel, Launch, Tensors, load_backend
-from slotwise.core.graph import GraphBuilder, Value
+from slotwise.core.builder import GraphBuilder
+from slotwise.core.graph import Value
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.engine.detokenize import TokenPieces

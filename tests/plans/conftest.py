@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from slotwise.core.graph import GraphBuilder, Value
+from slotwise.core.builder import GraphBuilder
+from slotwise.core.graph import Value
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.models.load import load_model

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from slotwise.core.graph import Graph, GraphBuilder, Value
+from slotwise.core.builder import GraphBuilder
+from slotwise.core.graph import Graph, Value
 from slotwise.core.specs import DType, TensorSpec
 
 H, D = 16, 8

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slotwise.core.backend import Backend, Kernel
-from slotwise.core.graph import Graph, GraphBuilder, Selection
+from slotwise.core.builder import GraphBuilder
+from slotwise.core.graph import Graph, Selection
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, arena_bytes, plan_buffers
 from slotwise.plans.plan import Plan

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from slotwise.core.backend import Backend, Kernel
+from slotwise.core.builder import GraphBuilder
 from slotwise.core.check import check_graph
 from slotwise.core.errors import VerificationError
-from slotwise.core.graph import Graph, GraphBuilder
+from slotwise.core.graph import Graph
 from slotwise.core.layouts import OCTETS
+from slotwise.core.printer import format_graph
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
@@ -51,7 +53,7 @@ def test_every_weight_stands_as_the_backend_likes_and_a_tied_one_stands_once() -
     after = _laid(_tied(), "a", _backend("a", OCTETS))
     assert [node.attr("layout") for node in after.nodes] == [OCTETS] * 3
     assert _parameters(after) == [("table.octets", OCTETS, 2), ("w.octets", OCTETS, 2)]
-    assert "bf16[16, 32] = table.weight in octets" in str(after)
+    assert "bf16[16, 32] = table.weight in octets" in format_graph(after)
 
 
 def test_a_backend_that_likes_rows_leaves_the_graph_as_it_is() -> None:

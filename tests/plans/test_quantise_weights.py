@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from slotwise.core.builder import GraphBuilder
 from slotwise.core.check import check_graph
 from slotwise.core.errors import PlanError, VerificationError
-from slotwise.core.graph import Graph, GraphBuilder, Parameter
+from slotwise.core.graph import Graph, Parameter
 from slotwise.core.model import ModelSpec
+from slotwise.core.printer import format_graph
 from slotwise.core.quantise import SCHEMES, dequantise, quantise
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.compile import compile_plan
@@ -59,7 +61,7 @@ def test_a_product_takes_codes_scale_and_offset_derived_from_its_weights_sources
     bias = g.parameter("w_bias", TensorSpec(DType.BF16, (8,)), "a.bias")
     (y,) = g.op("linear", x, weight, bias)
     graph = g.finish(y)
-    assert str(QuantiseWeights("int4_zp").apply(graph)) == (
+    assert format_graph(QuantiseWeights("int4_zp").apply(graph)) == (
         "graph g\n"
         "  input x: bf16[T, 64]\n"
         "  parameter w.codes: u8[8, 32] = int4_zp.codes(a.weight ++ b.weight)\n"
@@ -69,7 +71,7 @@ def test_a_product_takes_codes_scale_and_offset_derived_from_its_weights_sources
         "  %0: bf16[T, 8] = linear_q(x, w.codes, w.scale, w.offset, w_bias) {bits=4}\n"
         "  return %0"
     )
-    assert str(QuantiseWeights("int8").apply(graph)).splitlines()[2:5] == [
+    assert format_graph(QuantiseWeights("int8").apply(graph)).splitlines()[2:5] == [
         "  parameter w.codes: i8[8, 64] = int8.codes(a.weight ++ b.weight)",
         "  parameter w.scale: f16[8, 2] = int8.scale(a.weight ++ b.weight)",
         "  parameter w_bias: bf16[8] = a.bias",

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slotwise.core.errors import PlanError
-from slotwise.plans.plan import SCHEMA, Plan
+from slotwise.plans.plan import Plan
+from slotwise.plans.record import SCHEMA
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from slotwise import Plan
 from slotwise.plans.compile import pass_names
-from slotwise.plans.plan import SCHEMA
+from slotwise.plans.record import SCHEMA
 
 from .commands import Run
 
