@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from slotwise.core.errors import CheckpointError, nearest
+from slotwise.core.errors import CheckpointError
 from slotwise.core.graph import Graph, Value
 from slotwise.core.specs import DType
 from slotwise.models.blocks import DecoderBuilder, Sizes, Sources
-from slotwise.models.config import ConfigReader, shown
+from slotwise.models.config import ConfigReader
 from slotwise.models.rope import Rope, read_rope, rope_section
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -31,15 +31,13 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 class Architecture(ABC):
     """One model family with a config's values filled in.
 
-    `ropes` maps the name of a pair of tables (`rope` for `rope.cos` and `rope.sin`) to what computes them. A checkpoint
-    names its tensors with one of `prefixes`; tensors that start with one of `ignored` belong to parts not run here.
-    `norm_offset` is what its norms add to their weight.
+    `ropes` maps the name of a pair of tables (`rope` for `rope.cos` and `rope.sin`) to what computes them. Tensors that
+    start with one of `ignored` belong to parts not run here. `norm_offset` is what its norms add to their weight.
     """
 
     sizes: Sizes
     ropes: Mapping[str, Rope]
 
-    prefixes: ClassVar[tuple[str, ...]] = ("model.",)
     ignored: ClassVar[tuple[str, ...]] = ()
     norm_offset: ClassVar[float] = 0.0
 
@@ -74,24 +72,23 @@ def architectures() -> Mapping[str, type[Architecture]]:
     return found
 
 
-def read_architecture(config: ConfigReader) -> tuple[str, Architecture]:
-    """The model type that `config` names, and its architecture filled in.
+def read_architecture(config: ConfigReader, model_type: str) -> Architecture:
+    """The architecture of `model_type`, one of `architectures()`, filled in from `config`.
 
-    Raises CheckpointError for an unknown model type (with the nearest one), quantised weights and all else unsupported.
+    Raises CheckpointError for quantised weights and all else unsupported.
     """
-    known = architectures()
-    model_type = config.string("model_type")
-    if model_type not in known:
-        raise CheckpointError(
-            f"{config.source}: model_type {shown(model_type)} is not supported{nearest(model_type[:80], known)}; "
-            f"supported are {', '.join(sorted(known))}"
-        )
     if config.has("quantization_config"):
         raise CheckpointError(
             f"{config.source}: has 'quantization_config'; quantised weights are not supported, expected weights in "
             "float32, float16 or bfloat16"
         )
-    return model_type, known[model_type].read(config)
+    return architectures()[model_type].read(config)
+
+
+def refuse_encoder(config: ConfigReader) -> None:
+    """Raise CheckpointError for a model that reads its input with an encoder."""
+    if config.boolean("is_encoder_decoder", default=False):
+        raise CheckpointError(f"{config.source}: 'is_encoder_decoder' is true; only decoders are supported")
 
 
 def read_sizes(
@@ -108,8 +105,9 @@ def read_sizes(
     be, or a mixture of experts.
     """
     for key in _EXPERTS:
-        if config.has(key):
+        if config.has(key) and config.integer(key, at_least=0, at_most=2**31):
             raise CheckpointError(f"{config.source}: has '{key}'; mixture of experts is not supported")
+    refuse_encoder(config)
     known = defaults or {}
     hidden = config.positive_int("hidden_size")
     q_heads = config.positive_int("num_attention_heads", default=known.get("num_attention_heads"))

@@ -1,8 +1,8 @@
 """A checkpoint folder on disk: its config, what tensors it has, and the tensors themselves as memory-mapped views.
 
-What always holds: opening reads headers only and checks all of them; every tensor is in exactly one file of the folder;
-nothing is unpickled; a tensor is a view of the mapped file, so reading the weights commits no memory until they are
-used. Whatever is in the folder, the outcome is a `Checkpoint` or a `CheckpointError`.
+What always holds: opening reads headers only and checks all of them (of a tensor that lies in several files the data
+too: all copies are the same bytes); nothing is unpickled; a tensor is a view of the mapped file, so reading the weights
+commits no memory until they are used. Whatever is in the folder, the outcome is a `Checkpoint` or a `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,10 +23,11 @@ from safetensors import safe_open
 
 from slotwise.core.errors import CheckpointError, nearest
 from slotwise.models.config import CONFIG_BYTES, ConfigReader, parse_json_object, read_bounded, read_json_object, shown
-from slotwise.models.safetensors_file import SafetensorsHeader, TensorInfo, read_header
+from slotwise.models.safetensors_file import SafetensorsHeader, TensorInfo, read_header, same_bytes
 
 INDEX_BYTES = 100 * 2**20
 WEIGHT_DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_COMPARED = 4096  # names looked through for the nearest; a hostile header can have millions
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pickle", ".pkl")
@@ -35,13 +37,15 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pickle", ".pkl")
 class Checkpoint:
     """An opened checkpoint folder; make one with `Checkpoint.open`.
 
-    `config` is the parsed config.json, `tensors` what the safetensors headers declare. The files' handles are opened
-    when their first tensor is asked for and live as long as this record.
+    `config` is the parsed config.json, `tensors` what the safetensors headers declare, `absent` what the index lists
+    beyond that, with the shard it names: harmless where nothing needs it. The files' handles are opened when their
+    first tensor is asked for and live as long as this record.
     """
 
     folder: Path
     config: Mapping[str, object]
     tensors: Mapping[str, TensorInfo]
+    absent: Mapping[str, str]
     _fingerprint: str = field(repr=False)
     _handles: dict[Path, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -62,13 +66,14 @@ class Checkpoint:
 
         headers = {file: read_header(file) for file in _weight_files(folder)}
         tensors = _merged(headers)
-        if _is_sharded(folder):
-            _check_index(folder, tensors)
+        absent = _checked_index(folder, headers, tensors) if _is_sharded(folder) else {}
 
         digest = hashlib.sha256(config_bytes)
         for file, header in headers.items():
             digest.update(f"\n{file.name} {header.file_size} {header.digest}".encode("utf-8", "surrogateescape"))
-        return cls(folder, MappingProxyType(config), MappingProxyType(tensors), digest.hexdigest())
+        return cls(
+            folder, MappingProxyType(config), MappingProxyType(tensors), MappingProxyType(absent), digest.hexdigest()
+        )
 
     def reader(self) -> ConfigReader:
         """Return typed, bounded access to config.json."""
@@ -78,6 +83,12 @@ class Checkpoint:
     def total_bytes(self) -> int:
         """Bytes of all tensors on disk."""
         return sum(info.nbytes for info in self.tensors.values())
+
+    def hint(self, name: str) -> str:
+        """What to say of a tensor `name` that is not there: where the index lists it, or the nearest name."""
+        if name in self.absent:
+            return f" (the index lists it in {self.absent[name]}, which does not have it; fetch that file again)"
+        return nearest(name, islice(self.tensors, _COMPARED))
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of config.json, every safetensors header and the file sizes; the data is not read."""
@@ -91,9 +102,7 @@ class Checkpoint:
         """
         info = self.tensors.get(name)
         if info is None:
-            raise CheckpointError(
-                f"{self.folder}: has no tensor '{name}'{nearest(name, self.tensors)}; among {len(self.tensors)}"
-            )
+            raise CheckpointError(f"{self.folder}: has no tensor '{name}'{self.hint(name)}; among {len(self.tensors)}")
         expected = WEIGHT_DTYPES.get(info.dtype)
         if expected is None:
             raise CheckpointError(
@@ -192,23 +201,41 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def _merged(headers: Mapping[Path, SafetensorsHeader]) -> dict[str, TensorInfo]:
+    """Every tensor by name; one that lies in several files must be the same in all of them."""
     tensors: dict[str, TensorInfo] = {}
     for file, header in headers.items():
         for name, info in header.tensors.items():
-            if name in tensors:
+            first = tensors.setdefault(name, info)
+            if first is info:
+                continue
+            if (first.dtype, first.shape) != (info.dtype, info.shape):
                 raise CheckpointError(
-                    f"{file}: tensor {shown(name)} is also in {tensors[name].file.name}; expected it in one file"
+                    f"{file}: tensor {shown(name)} is {info.dtype} {list(info.shape)}, but {first.dtype} "
+                    f"{list(first.shape)} in {first.file.name}; expected one tensor a name, fetch the files again"
                 )
-            tensors[name] = info
+            if not same_bytes(first, info):
+                raise CheckpointError(
+                    f"{file}: tensor {shown(name)} is also in {first.file.name}, with other values; expected one "
+                    "tensor a name, fetch the files again"
+                )
     return tensors
 
 
-def _check_index(folder: Path, tensors: Mapping[str, TensorInfo]) -> None:
-    """Each tensor of the index must lie in the shard it names; a shard may hold more than the index lists."""
+def _checked_index(
+    folder: Path, headers: Mapping[Path, SafetensorsHeader], tensors: Mapping[str, TensorInfo]
+) -> dict[str, str]:
+    """What the index lists and no shard has, with the shard it names; a shard may hold more than the index lists.
+
+    Whether a model can do without, whoever knows the model says. A tensor that lies in another shard than the index
+    says is refused.
+    """
+    absent = {}
     for name, shard in _weight_map(folder).items():
-        info = tensors.get(name)
-        if info is None or info.file.name != shard:
-            found = "no shard has it" if info is None else f"it is in {info.file.name}"
+        if name not in tensors:
+            absent[name] = shard
+        elif name not in headers[folder / shard].tensors:
             raise CheckpointError(
-                f"{folder / _INDEX}: lists tensor {shown(name)} in {shard}, but {found}; fetch both again"
+                f"{folder / _INDEX}: lists tensor {shown(name)} in {shard}, but it is in {tensors[name].file.name}; "
+                "fetch the index and the shards again"
             )
+    return absent

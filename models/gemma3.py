@@ -13,7 +13,15 @@ from typing import ClassVar, TypeVar
 
 from slotwise.core.errors import CheckpointError
 from slotwise.core.graph import Value
-from slotwise.models.architecture import FULL, SLIDING, Architecture, read_layer_types, read_sizes, windows_of
+from slotwise.models.architecture import (
+    FULL,
+    SLIDING,
+    Architecture,
+    read_layer_types,
+    read_sizes,
+    refuse_encoder,
+    windows_of,
+)
 from slotwise.models.blocks import DecoderBuilder, Sizes
 from slotwise.models.config import ConfigReader
 from slotwise.models.gemma2 import gemma_window, refuse_bidirectional, softcap
@@ -86,7 +94,6 @@ class Gemma3(Architecture):
 class MultimodalGemma3(Gemma3):
     """The text model within a `gemma3` checkpoint; the vision tower is left alone."""
 
-    prefixes: ClassVar[tuple[str, ...]] = ("language_model.model.", "model.language_model.")
     ignored: ClassVar[tuple[str, ...]] = (
         "vision_tower.",
         "multi_modal_projector.",
@@ -97,6 +104,7 @@ class MultimodalGemma3(Gemma3):
     @classmethod
     def read(cls: type[_Gemma3], config: ConfigReader) -> _Gemma3:
         """Read the `text_config` of a `gemma3` config."""
+        refuse_encoder(config)
         text = super().read(config.mapping("text_config"))
         tied = config.boolean("tie_word_embeddings", default=text.sizes.tied)
         return replace(text, sizes=replace(text.sizes, tied=tied))

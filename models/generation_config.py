@@ -1,7 +1,8 @@
 """What a checkpoint says about generating: where text ends, and how its authors would sample.
 
 What always holds: token ids lie in [0, 2**24) and sampling values are finite and in range, or loading raised a
-`CheckpointError`. Read from generation_config.json; token ids that it does not give come from config.json.
+`CheckpointError`; a value that nothing would use is not looked at. Read from
+generation_config.json; token ids that it does not give come from config.json.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ _MAX_TOKEN_ID = 2**24 - 1
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """Ends of text and suggested sampling; a sampling field is None where the checkpoint is silent."""
+    """Ends of text and suggested sampling; a sampling field is None where the checkpoint is silent, or greedy."""
 
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
-    pad_token_id: int | None = None
     do_sample: bool = False
     temperature: float | None = None
     top_k: int | None = None
@@ -38,11 +37,12 @@ class GenerationDefaults:
             ConfigReader(read_json_object(file) if file.exists() else {}, str(file))
             for file in (root / "generation_config.json", root / "config.json")
         )
+        eos = _token_ids(generation if generation.has("eos_token_id") else config, "eos_token_id")
+        if not generation.boolean("do_sample", default=False):
+            return cls(eos)  # what the fields of sampling say is never used
         return cls(
-            eos_token_ids=_token_ids(generation if generation.has("eos_token_id") else config, "eos_token_id"),
-            bos_token_id=_token_id(generation if generation.has("bos_token_id") else config, "bos_token_id"),
-            pad_token_id=_token_id(generation if generation.has("pad_token_id") else config, "pad_token_id"),
-            do_sample=generation.boolean("do_sample", default=False),
+            eos,
+            do_sample=True,
             temperature=generation.optional_number("temperature", at_least=0.0, at_most=1e6),
             top_k=generation.integer("top_k", at_least=0, at_most=2**31) if generation.has("top_k") else None,
             top_p=generation.optional_number("top_p", at_least=0.0, at_most=1.0),

@@ -6,16 +6,19 @@ headers alone; no weight has been read into memory.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections import Counter
 from dataclasses import dataclass
 
-from slotwise.core.errors import OptionError
+from slotwise.core.errors import CheckpointError, OptionError
+from slotwise.core.graph import Graph
 from slotwise.core.model import ModelSpec, WeightSource
 from slotwise.core.specs import DType
-from slotwise.models.architecture import read_architecture
+from slotwise.models.architecture import Architecture, architectures, read_architecture
 from slotwise.models.checkpoint import WEIGHT_DTYPES, Checkpoint
-from slotwise.models.config import ConfigReader
+from slotwise.models.config import ConfigReader, shown
+from slotwise.models.config_fields import Noted
 from slotwise.models.weights import CheckpointWeights, check_layers, check_tensors, find_sources
 
 _COMPUTING = (DType.F32, DType.F16, DType.BF16)
@@ -43,12 +46,14 @@ def load_model(folder: str | os.PathLike[str], dtype: DType | None = None) -> Lo
         )
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.reader()
-    model_type, architecture = read_architecture(config)
-    sources = find_sources(checkpoint, architecture)
-    check_layers(checkpoint, sources.prefix, architecture.sizes.layers)
+    model_type = config.string("model_type")
+    if model_type not in architectures():
+        raise CheckpointError(
+            f"{config.source}: model_type {shown(model_type)} is not supported{_another_type(checkpoint, model_type)}; "
+            f"supported are {', '.join(sorted(architectures()))}"
+        )
     dtype = dtype or _own_dtype(checkpoint, config)
-    graph = architecture.graph(model_type, sources, dtype)
-    check_tensors(checkpoint, graph, sources, architecture.ignored)
+    architecture, graph = _checked(checkpoint, config, model_type, dtype)
     spec = ModelSpec(
         name=checkpoint.folder.resolve().name,
         architecture=model_type,
@@ -58,6 +63,29 @@ def load_model(folder: str | os.PathLike[str], dtype: DType | None = None) -> Lo
         dtype=dtype,
     )
     return LoadedModel(spec, CheckpointWeights(checkpoint, architecture.ropes), checkpoint)
+
+
+def _checked(checkpoint: Checkpoint, config: ConfigReader, model_type: str, dtype: DType) -> tuple[Architecture, Graph]:
+    """The architecture and the graph that `config` describes, which have been found to fit the checkpoint's tensors."""
+    architecture = read_architecture(config, model_type)
+    sources = find_sources(checkpoint, architecture)
+    check_layers(checkpoint, sources.prefix, architecture.sizes.layers)
+    graph = architecture.graph(model_type, sources, dtype)
+    check_tensors(checkpoint, graph, sources, architecture.ignored)
+    return architecture, graph
+
+
+def _another_type(checkpoint: Checkpoint, model_type: str) -> str:
+    """A suggestion in place of a type that is not known; none unless everything in the folder would be used as it."""
+    for near in difflib.get_close_matches(model_type[:80], sorted(architectures()), n=3, cutoff=0.5):
+        fields = Noted(checkpoint.config)
+        try:
+            _checked(checkpoint, ConfigReader(fields, str(checkpoint.folder)), near, DType.F32)
+        except CheckpointError:
+            continue
+        if set(fields.unexplained()) <= {"model_type", "dtype", "torch_dtype", "eos_token_id"}:
+            return f" (did you mean '{near}'? as that it would load)"
+    return ""
 
 
 def _own_dtype(checkpoint: Checkpoint, config: ConfigReader) -> DType:

@@ -16,6 +16,7 @@ import torch
 
 from slotwise.core.errors import CheckpointError, nearest
 from slotwise.models.config import ConfigReader, shown
+from slotwise.models.config_fields import ROPE_KEYS, unknown_rope_keys
 
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 _MAX_FACTOR = 1e6
@@ -128,9 +129,19 @@ def rope_section(config: ConfigReader) -> ConfigReader:
 def read_rope(config: ConfigReader, section: ConfigReader, *, head_dim: int, max_positions: int, theta: float) -> Rope:
     """The rotary embedding that `section` describes, within `config`; `theta` is used where the section has none.
 
-    Raises CheckpointError for a type that is not in `ROPE_TYPES`, partial rotation, and values without meaning.
+    The type `mrope`, of models that see, splits a head among the three numbers of a position (time, height, width); in
+    text all three are the same, so it is `default`.
+    Raises CheckpointError for a type that is not in `ROPE_TYPES`, a key that no type has, partial rotation, and values
+    without meaning.
     """
     kind = section.string("rope_type", default=section.string("type", default="default"))
+    kind = "default" if kind == "mrope" else kind
+    unknown = next(unknown_rope_keys(section.fields), None)
+    if unknown is not None:
+        raise CheckpointError(
+            f"{section.source}: the rotary setting {shown(unknown)} is not supported"
+            f"{nearest(unknown[:80], ROPE_KEYS)}; known are {', '.join(ROPE_KEYS)}"
+        )
     if kind not in ROPE_TYPES:
         raise CheckpointError(
             f"{section.source}: rope type {shown(kind)} is not supported{nearest(kind[:80], ROPE_TYPES)}; expected one "

@@ -23,6 +23,7 @@ HEADER_BYTES = 100 * 2**20
 _MAX_RANK = 16
 _MAX_ELEMENTS = 2**62
 _NAME_CHARACTERS = 1024
+_COMPARED_BYTES = 2**20
 
 # Bits, because the format has dtypes of less than a byte.
 DTYPE_BITS: Mapping[str, int] = {
@@ -53,12 +54,13 @@ DTYPE_BITS: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as its file's header declares it; `nbytes` counts its data on disk."""
+    """One tensor as its file's header declares it; its data are the `nbytes` bytes at `offset` of the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    offset: int
     nbytes: int
 
 
@@ -82,7 +84,7 @@ def read_header(path: Path) -> SafetensorsHeader:
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
-        info, begin, end = _tensor(name, entry, path)
+        info, begin, end = _tensor(name, entry, path, data_start=8 + len(data))
         tensors[name] = info
         spans.append((begin, end, name))
 
@@ -102,6 +104,24 @@ def read_header(path: Path) -> SafetensorsHeader:
             f"{path}: is {kind}: its header describes {covered} bytes of data, found {data_size}; fetch it again"
         )
     return SafetensorsHeader(MappingProxyType(tensors), file_size, hashlib.sha256(data).hexdigest())
+
+
+def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Whether two tensors of one dtype and shape have the same data; reads both files, a little at a time."""
+    try:
+        with one.file.open("rb") as a, other.file.open("rb") as b:
+            a.seek(one.offset)
+            b.seek(other.offset)
+            left = one.nbytes
+            while left:
+                size = min(left, _COMPARED_BYTES)
+                chunk = a.read(size)
+                if len(chunk) < size or chunk != b.read(size):
+                    return False
+                left -= size
+    except OSError as error:
+        raise CheckpointError(f"{one.file} and {other.file}: cannot be read ({error.strerror})") from error
+    return True
 
 
 def _header_bytes(path: Path) -> tuple[bytes, int]:
@@ -134,7 +154,7 @@ def _check_metadata(metadata: object, path: Path) -> None:
         raise CheckpointError(f"{path}: '__metadata__' must map strings to strings, found {shown(metadata)}")
 
 
-def _tensor(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]:
+def _tensor(name: str, entry: object, path: Path, data_start: int) -> tuple[TensorInfo, int, int]:
     where = f"{path}: tensor {shown(name)}"
     if not 0 < len(name) <= _NAME_CHARACTERS:
         raise CheckpointError(f"{where} has a name of {len(name)} characters, expected 1 to {_NAME_CHARACTERS}")
@@ -159,7 +179,7 @@ def _tensor(name: str, entry: object, path: Path) -> tuple[TensorInfo, int, int]
             f"{where} is {dtype} of shape {shown(shape)}, which takes {elements * bits / 8:g} bytes, "
             f"found offsets [{begin}, {end}) which hold {end - begin}"
         )
-    return TensorInfo(name, str(dtype), tuple(shape), path, end - begin), begin, end
+    return TensorInfo(name, str(dtype), tuple(shape), path, data_start + begin, end - begin), begin, end
 
 
 def _is_size(value: object) -> bool:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from slotwise.core.errors import CheckpointError
+from slotwise.models import safetensors_file
 from slotwise.models.checkpoint import Checkpoint
 from slotwise.models.config import ConfigReader
 from slotwise.models.generation_config import GenerationDefaults
@@ -114,11 +118,15 @@ SHARDS = {"s1.safetensors": {"a": TENSORS["a"]}, "s2.safetensors": {"b": TENSORS
     [
         (SHARDS, {"a": "s1.safetensors", "b": "s3.safetensors"}, r"shard s3\.safetensors is missing"),
         (SHARDS, {"a": "s2.safetensors", "b": "s2.safetensors", "z": "s1.safetensors"}, r"\"a\" in s2.*it is in s1"),
-        (SHARDS, {"a": "s1.safetensors", "zz": "s2.safetensors"}, r"\"zz\" in s2\.safetensors, but no shard has it"),
         (
-            {"s1.safetensors": {"a": TENSORS["a"]}, "s2.safetensors": {"a": TENSORS["a"], "b": TENSORS["b"]}},
+            {"s1.safetensors": {"a": TENSORS["a"]}, "s2.safetensors": {"a": TENSORS["a"] + 1, "b": TENSORS["b"]}},
             {"a": "s1.safetensors", "b": "s2.safetensors"},
-            r"\"a\" is also in s1\.safetensors",
+            r"\"a\" is also in s1\.safetensors, with other values",
+        ),
+        (
+            {"s1.safetensors": {"a": TENSORS["a"]}, "s2.safetensors": {"a": TENSORS["a"].T.contiguous()}},
+            {"a": "s1.safetensors", "b": "s2.safetensors"},
+            r"\"a\" is F32 \[.*\], but F32 \[.*\] in s1\.safetensors",
         ),
         (SHARDS, {"a": "../s1.safetensors"}, "paths are refused"),
         (SHARDS, {"a": "/etc/s1.safetensors"}, "paths are refused"),
@@ -135,6 +143,36 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(folder_with(tmp_path / "model", shards, index))
+
+
+@given(data=st.binary(min_size=1, max_size=64), place=st.integers(0, 63), shards=st.integers(2, 4))
+def test_a_tensor_in_several_shards_is_used_where_all_bytes_are_equal(data: bytes, place: int, shards: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safetensors_file, "_COMPARED_BYTES", 16)  # so that small tensors take several reads
+        files = {f"s{i}.safetensors": {f"own.{i}": torch.zeros(i), "t": _bytes(data)} for i in range(shards)}
+        root = folder_with(Path(folder), files, {"t": "s1.safetensors", "own.0": "s0.safetensors"} | _owned(shards))
+        assert Checkpoint.open(root).tensors["t"].nbytes == len(data)
+        changed = bytearray(data)
+        changed[place % len(data)] ^= 1
+        save_file({"own.1": torch.zeros(1), "t": _bytes(bytes(changed))}, str(root / "s1.safetensors"))
+        with pytest.raises(CheckpointError, match="with other values"):
+            Checkpoint.open(root)
+
+
+def _bytes(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _owned(shards: int) -> dict[str, str]:
+    return {f"own.{i}": f"s{i}.safetensors" for i in range(shards)}
+
+
+def test_what_the_index_lists_and_no_shard_holds_is_said_when_it_is_needed(tmp_path: Path) -> None:
+    index = {"a": "s1.safetensors", "zz": "s2.safetensors"}
+    checkpoint = Checkpoint.open(folder_with(tmp_path / "model", SHARDS, index))
+    assert checkpoint.absent == {"zz": "s2.safetensors"}
+    with pytest.raises(CheckpointError, match=r"'zz'.*the index lists it in s2\.safetensors, which does not have it"):
+        checkpoint.tensor("zz")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pickle", "consolidated.00.pth"])
@@ -249,14 +287,14 @@ def test_a_reader_names_the_field_and_what_was_found(call: str, message: str) ->
 
 def test_generation_defaults_come_from_both_files(tmp_path: Path) -> None:
     assert GenerationDefaults.load(tmp_path) == GenerationDefaults()
-    (tmp_path / "config.json").write_text('{"eos_token_id": [2, 3, 2], "bos_token_id": 1, "pad_token_id": null}')
-    assert GenerationDefaults.load(tmp_path) == GenerationDefaults(eos_token_ids=(2, 3), bos_token_id=1)
+    (tmp_path / "config.json").write_text('{"eos_token_id": [2, 3, 2]}')
+    assert GenerationDefaults.load(tmp_path) == GenerationDefaults(eos_token_ids=(2, 3))
     (tmp_path / "generation_config.json").write_text(
         '{"eos_token_id": 9, "do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0,'
-        ' "repetition_penalty": 1.1, "pad_token_id": 0}'
+        ' "repetition_penalty": 1.1}'
     )
     assert GenerationDefaults.load(tmp_path) == GenerationDefaults(
-        (9,), 1, 0, True, temperature=0.6, top_k=20, top_p=0.95, min_p=0.0, repetition_penalty=1.1
+        (9,), True, temperature=0.6, top_k=20, top_p=0.95, min_p=0.0, repetition_penalty=1.1
     )
 
 
@@ -268,22 +306,28 @@ def test_generation_defaults_come_from_both_files(tmp_path: Path) -> None:
         '"eos_token_id": [2, -1]',
         '"eos_token_id": true',
         '"eos_token_id": 1e3',
-        '"bos_token_id": 99999999999',
         '"do_sample": 1',
-        '"temperature": -0.1',
-        '"temperature": NaN',
-        '"temperature": 1e999',
-        '"top_k": -1',
-        '"top_k": 2.5',
-        '"top_p": 1.5',
-        '"min_p": -1',
-        '"repetition_penalty": 0',
+        '"do_sample": true, "temperature": -0.1',
+        '"do_sample": true, "temperature": NaN',
+        '"do_sample": true, "temperature": 1e999',
+        '"do_sample": true, "top_k": -1',
+        '"do_sample": true, "top_k": 2.5',
+        '"do_sample": true, "top_p": 1.5',
+        '"do_sample": true, "min_p": -1',
+        '"do_sample": true, "repetition_penalty": 0',
     ],
 )
 def test_bad_generation_defaults_are_refused(tmp_path: Path, entry: str) -> None:
     (tmp_path / "generation_config.json").write_text("{" + entry + "}")
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         GenerationDefaults.load(tmp_path)
+
+
+@pytest.mark.parametrize("entry", ['"pad_token_id": -1', '"bos_token_id": -1', '"bos_token_id": [1]', '"top_k": -1'])
+def test_an_odd_value_that_nothing_uses_is_no_reason_to_refuse(tmp_path: Path, entry: str) -> None:
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text("{" + entry + "}")
+    assert GenerationDefaults.load(tmp_path) == GenerationDefaults()
 
 
 @pytest.mark.parametrize("name", ["stories", "stories-draft"])

@@ -218,9 +218,17 @@ def test_rotary_buffers_of_old_checkpoints_are_harmless(folder: Path) -> None:
 CONFIGS: dict[str, tuple[Config, str]] = {
     "unknown model type": (
         {"model_type": "qwen4"},
-        r"model_type .*qwen4.* is not supported \(did you mean 'qwen\d'\?\); supported are gemma2, gemma3, "
-        "gemma3_text, llama, mistral, qwen2, qwen3",
+        r'model_type "qwen4" is not supported; supported are gemma2, gemma3, gemma3_text, llama, mistral, qwen2, qwen3',
     ),
+    "a type by which it would load": (
+        {"model_type": "Llama"},
+        r'model_type "Llama" is not supported \(did you mean \'llama\'\? as that it would load\)',
+    ),
+    "a near type, and a field that it would not read": (
+        {"model_type": "llama_next", "attention_multiplier": 0.5},
+        r'model_type "llama_next" is not supported; supported are',
+    ),
+    "an encoder and decoder": ({"is_encoder_decoder": True}, "'is_encoder_decoder' is true; only decoders"),
     "a mixture of experts": ({"model_type": "mixtral"}, "model_type .*mixtral.* is not supported"),
     "experts in a known type": ({"num_local_experts": 8}, "mixture of experts is not supported"),
     "no model type": ({"model_type": ...}, "'model_type' is missing"),
@@ -250,6 +258,10 @@ CONFIGS: dict[str, tuple[Config, str]] = {
     "biases that are not stored": (
         {"attention_bias": True},
         r"tensor 'model.layers.0.self_attn.q_proj.bias' of shape \[24\] is missing",
+    ),
+    "a rotary setting that nobody knows": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0}},
+        "in 'rope_parameters': the rotary setting \"alpha\" is not supported",
     ),
     "rope type": ({"rope_parameters": {"rope_type": "longrope"}}, "rope type .*longrope.* is not supported"),
 }
@@ -322,8 +334,8 @@ def _load_with(opened: checkpoint_module.Checkpoint, fields: Config) -> None:
     from slotwise.models.architecture import read_architecture
     from slotwise.models.weights import check_layers, check_tensors, find_sources
 
-    checkpoint = replace(opened, config=fields)
-    model_type, architecture = read_architecture(checkpoint.reader())
+    checkpoint, model_type = replace(opened, config=fields), fields["model_type"]
+    architecture = read_architecture(checkpoint.reader(), model_type)
     sources = find_sources(checkpoint, architecture)
     check_layers(checkpoint, sources.prefix, architecture.sizes.layers)
     check_tensors(checkpoint, architecture.graph(model_type, sources, DType.F32), sources, architecture.ignored)
