@@ -58,6 +58,10 @@ class RecordingError(SlotwiseError):
     """A recording cannot be read, is damaged, or was made by another version or for another checkpoint."""
 
 
+class OutputError(SlotwiseError):
+    """A file cannot be written where it was asked for."""
+
+
 class OptionError(SlotwiseError, ValueError):
     """An option, preset key or argument has a value that makes no sense."""
 

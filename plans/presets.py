@@ -7,10 +7,12 @@ of `PlanOptions`; an unknown key or preset is an error that suggests the nearest
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slotwise.core.errors import OptionError, nearest
-from slotwise.plans.options import PlanOptions
+
+if TYPE_CHECKING:  # options know every op, and so PyTorch, which a list of names should not wait for
+    from slotwise.plans.options import PlanOptions
 
 try:
     import tomli

@@ -248,8 +248,8 @@ class LLM:
     def record(self, path: str | Path, *, tensors: bool = False) -> AbstractContextManager[Recorder]:
         """Record what runs within the `with` block into the file `path`, a line a step; see docs/recordings.md.
 
-        `tensors` keeps the target's logits beside it, in `path`.safetensors. Raises OptionError when the file cannot be
-        written or something is running already.
+        `tensors` keeps the target's logits beside it, in `path`.safetensors. Raises OutputError when the file cannot be
+        written, OptionError when something is running already.
         """
         return record(self._engine.engine, path, self._folders, tensors=tensors)
 

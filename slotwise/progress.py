@@ -28,9 +28,20 @@ def progress_for(wanted: bool | None) -> Iterator[Report | None]:
         yield None
         return
     bars = Bars()
+    _shown.append(bars)
     try:
         yield bars.report
     finally:
+        _shown.remove(bars)
+        bars.end()
+
+
+_shown: list[Bars] = []
+
+
+def end_all() -> None:
+    """Take all bars away, for a process that is about to end without unwinding."""
+    for bars in _shown:
         bars.end()
 
 

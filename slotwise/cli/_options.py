@@ -6,13 +6,16 @@ What always holds: an option left out is not passed on, so that presets, checkpo
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from slotwise.cli._interrupt import leave_in_order
 from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import Sampling
-from slotwise.llm import LLM
-from slotwise.plans.options import ACCEPTANCE_RULES, WEIGHTS, BackendChoice
 from slotwise.plans.presets import preset_names
+
+if TYPE_CHECKING:
+    from slotwise.llm import LLM
+    from slotwise.plans.options import BackendChoice
 
 PLAN_OPTIONS = (
     "draft",
@@ -75,14 +78,18 @@ def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
     group.add_argument("--pages", type=int, metavar="N", help="pages of each role's pool")
     group.add_argument("--max-sequences", type=int, metavar="N", help="sequences that run at once")
     group.add_argument("--speculate", type=int, metavar="K", help="most tokens drafted a step; 0 for none")
-    group.add_argument("--acceptance", choices=ACCEPTANCE_RULES, help="which drafts become tokens")
+    group.add_argument("--acceptance", metavar="RULE", help="which drafts become tokens: coupled or rejection")
     group.add_argument(
         "--no-adaptive", dest="adaptive", action="store_false", default=None, help="always draft K tokens"
     )
     group.add_argument("--prefill-chunk", type=int, metavar="N", help="most prompt tokens of one prefill call")
     group.add_argument("--decode-rows", type=int, metavar="N", help="most rows of one decode or verification call")
     group.add_argument("--dtype", metavar="T", help="what to compute in: float32, bfloat16, float16")
-    group.add_argument("--weights", choices=WEIGHTS, help="how matrices are held; all but native are made at load")
+    group.add_argument(
+        "--weights",
+        metavar="W",
+        help="how matrices are held: native, or made at load: int8, int4, int4_zp",
+    )
     group.add_argument("--preset", metavar="P", help=f"a TOML file, or one of {', '.join(preset_names())}")
     return group
 
@@ -115,8 +122,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load(parsed: argparse.Namespace) -> LLM:
-    """The model that the options describe."""
-    return LLM(parsed.model, plan=parsed.plan, threads=parsed.threads, overlap=parsed.overlap, **plan_values(parsed))
+    """The model that the options describe; once it stands, Ctrl-C is an exception for whoever runs it."""
+    from slotwise.llm import LLM
+
+    llm = LLM(parsed.model, plan=parsed.plan, threads=parsed.threads, overlap=parsed.overlap, **plan_values(parsed))
+    leave_in_order()
+    return llm
 
 
 def plan_values(parsed: argparse.Namespace) -> dict[str, Any]:

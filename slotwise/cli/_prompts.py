@@ -6,14 +6,18 @@ What always holds: every request has a seed, so that a second run is the same ru
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slotwise.cli._options import sampling_of
-from slotwise.core.errors import OptionError
+from slotwise.core.errors import OptionError, RequestError
 from slotwise.engine.request import Request
-from slotwise.llm import LLM
+
+if TYPE_CHECKING:
+    from slotwise.llm import LLM
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +49,24 @@ def requests_of(parsed: argparse.Namespace, llm: LLM) -> list[Request]:
 
 
 def _read(name: str) -> str:
+    """A file's text without its byte order mark and its last line end, whose line ends are all `\\n`."""
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"prompt file {name} cannot be read: {error}; give a file of UTF-8 text") from error
-    return text.removesuffix("\n")
+        raw = _standard_input() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise RequestError(f"prompt file {name} cannot be read: {error}; give a file of UTF-8 text") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind = " (it begins as UTF-16 does)" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ""
+        raise RequestError(
+            f"prompt file {name} is not UTF-8 text{kind}: {error.reason} 0x{raw[error.start]:02x} at byte "
+            f"{error.start}; give a file of UTF-8 text"
+        ) from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+
+
+def _standard_input() -> bytes:
+    """All of standard input; raises OSError where it is closed."""
+    if sys.stdin is None:
+        raise OSError("standard input is closed")
+    return sys.stdin.buffer.read()

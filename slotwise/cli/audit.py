@@ -12,9 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slotwise.audit.budget import BUDGET, load_budget
-from slotwise.audit.report import HEADINGS, Audit, Finding, row, table
-
 
 def add_parser(commands: Any) -> None:
     """Add the command."""
@@ -25,14 +22,18 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--dtype", action="append", default=[], metavar="TYPE", help="one of bf16, f16, f32 (default: all)"
     )
-    parser.add_argument("--budget", type=Path, default=BUDGET, metavar="FILE", help="a budget in TOML")
+    parser.add_argument("--budget", type=Path, metavar="FILE", help="a budget in TOML (default: the project's)")
     parser.add_argument("--json", action="store_true", help="one object a line instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Compile, print, judge."""
-    rules = load_budget(parsed.budget)
+    from slotwise.audit.budget import BUDGET, load_budget
+    from slotwise.audit.report import HEADINGS, Audit, Finding, row, table
+
+    budget = parsed.budget or BUDGET
+    rules = load_budget(budget)
     findings: list[Finding] = []
     audit = Audit(parsed.backend, parsed.gpu, rules, parsed.kernel, parsed.dtype)
     for finding in audit.run():
@@ -52,5 +53,5 @@ def run(parsed: argparse.Namespace) -> int:
     unchosen = audit.unchosen()
     for text in unchosen:
         print(f"{text}: in the table, but no audited call chooses it; add one to audit/calls.py", file=sys.stderr)
-    print(f"{len(findings)} functions, {len(broken)} outside the budget {parsed.budget.name}", file=sys.stderr)
+    print(f"{len(findings)} functions, {len(broken)} outside the budget {budget.name}", file=sys.stderr)
     return 1 if broken or unchosen else 0

@@ -9,10 +9,9 @@ import argparse
 from typing import Any
 
 from slotwise.cli._options import add_model_options, add_plan_options, add_sampling_options, plan_values
+from slotwise.cli._parser import Parser
 from slotwise.cli._prompts import add_prompt_options, requests_of
 from slotwise.core.errors import OptionError
-from slotwise.inspect.bisect import bisect
-from slotwise.llm import LLM
 
 
 def add_parser(commands: Any) -> None:
@@ -34,9 +33,12 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Bisect and report."""
+    from slotwise.inspect.bisect import bisect
+    from slotwise.llm import LLM
+
     if parsed.plan is not None:
         raise OptionError("bisect compiles both plans from options; leave out --plan")
-    second = argparse.ArgumentParser("slotwise bisect MODEL --against", allow_abbrev=False)
+    second = Parser("slotwise bisect MODEL --against", allow_abbrev=False)
     add_plan_options(second)
     values, changes = plan_values(parsed), plan_values(second.parse_args(parsed.against))
     if not changes:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slotwise.cli._options import add_model_options, add_sampling_options, load, sampling_of
 from slotwise.cli.generate import report
 from slotwise.core.errors import SlotwiseError, nearest
 from slotwise.engine.sampling import Sampling
-from slotwise.llm import LLM
+
+if TYPE_CHECKING:
+    from slotwise.llm import LLM
 
 COMMANDS = ("/reset", "/quit")
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C stops an answer."
@@ -40,7 +42,7 @@ def run(parsed: argparse.Namespace) -> int:
     llm.chat_prompt([*opening, {"role": "user", "content": "?"}])
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
-    interactive = sys.stdin.isatty()
+    interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:
         print(HELP, file=sys.stderr)
     messages = list(opening)
@@ -63,7 +65,7 @@ def _read_line(interactive: bool) -> str | None:
     """What the user says; None at the end."""
     if interactive:
         print("> ", end="", flush=True)
-    line = sys.stdin.readline()
+    line = "" if sys.stdin is None else sys.stdin.readline()
     if not line and interactive:
         print()
     return line.strip() if line and line.strip() != "/quit" else None

@@ -13,10 +13,7 @@ import shutil
 import sys
 from typing import Any
 
-import torch
-
 import slotwise
-from slotwise.core.backend import backend_names, default_backend, load_backend
 from slotwise.core.errors import SlotwiseError
 
 PACKAGES = (
@@ -39,6 +36,10 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Print what is found."""
+    import torch
+
+    from slotwise.core.backend import backend_names, default_backend
+
     print(f"slotwise    {slotwise.__version__}")
     print(f"python      {sys.version.split()[0]} on {platform.system()} {platform.machine()}")
     threads, vectors = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
@@ -53,14 +54,20 @@ def run(parsed: argparse.Namespace) -> int:
             # What only a backend needs that is not part of this version is not missing.
             if backend is None or backend in backend_names():
                 print(f"{package:<11} missing, {backend or 'Slotwise'} needs it: {command}")
+    try:
+        default = default_backend()
+    except SlotwiseError:
+        default = None
     print("backends")
     for name in backend_names():
-        chosen = ", the default here" if name == default_backend() else ""
+        chosen = ", the default here" if name == default else ""
         print(f"  {name:<12} {_backend(name)}{chosen}")
     return 0
 
 
 def _gpu() -> str:
+    import torch
+
     if torch.cuda.is_available():
         found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
         return "; ".join(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB" for p in found)
@@ -72,6 +79,8 @@ def _gpu() -> str:
 
 
 def _backend(name: str) -> str:
+    from slotwise.core.backend import load_backend
+
     try:
         backend = load_backend(name)
     except SlotwiseError as error:

@@ -12,7 +12,6 @@ from typing import Any
 from slotwise.cli._options import add_model_options, add_sampling_options, load, parse_backend
 from slotwise.cli._prompts import add_prompt_options, requests_of
 from slotwise.cli.xval import write_output
-from slotwise.inspect.lockstep_run import run_lockstep
 
 
 def add_parser(commands: Any) -> None:
@@ -45,6 +44,8 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run and report; exit code 1 when an op is out of tolerance."""
+    from slotwise.inspect.lockstep_run import run_lockstep
+
     llm = load(parsed)
     followers = {name: parse_backend(name) for name in parsed.followers}
     report = run_lockstep(llm, followers, requests_of(parsed, llm), free_run=parsed.free_run)

@@ -9,21 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slotwise.cli._options import add_plan_options, plan_values
+from slotwise.cli._parser import Parser
 from slotwise.cli.xval import write_output
-from slotwise.core.errors import OptionError, nearest
-from slotwise.core.graph import Graph
-from slotwise.core.printer import format_graph
-from slotwise.inspect.diff import diff_recordings
-from slotwise.inspect.perfetto import trace
-from slotwise.inspect.recording import KEY, read_recording
-from slotwise.inspect.view import BANDWIDTH, GFLOPS, view_page
-from slotwise.planning import plan_model
-from slotwise.plans.compile import AfterPass, pass_names
-from slotwise.plans.plan import Plan
-from slotwise.plans.show import show_plan, show_program
+from slotwise.core.errors import CheckpointError, OptionError, OutputError, nearest
+
+if TYPE_CHECKING:
+    from slotwise.core.graph import Graph
+    from slotwise.plans.compile import AfterPass
+    from slotwise.plans.plan import Plan
 
 
 def add_parser(commands: Any) -> None:
@@ -70,14 +66,18 @@ def add_parser(commands: Any) -> None:
         "-o", "--output", metavar="F", help="the file to write (default: PLAN's name with .html or .json)"
     )
     view.add_argument("--format", choices=("html", "perfetto"), default="html", help="a page, or a trace for Perfetto")
-    view.add_argument("--bandwidth", type=_positive, default=BANDWIDTH, metavar="GB/S", help="for roofline times")
-    view.add_argument("--gflops", type=_positive, default=GFLOPS, metavar="GFLOP/S", help="for roofline times")
+    view.add_argument("--bandwidth", type=_positive, metavar="GB/S", help="for roofline times")
+    view.add_argument("--gflops", type=_positive, metavar="GFLOP/S", help="for roofline times")
     add_plan_options(view)
     view.set_defaults(run=run_view)
 
 
 def run_show(parsed: argparse.Namespace) -> int:
     """Print or save a plan."""
+    from slotwise.core.printer import format_graph
+    from slotwise.plans.compile import pass_names
+    from slotwise.plans.show import show_plan, show_program
+
     wanted, known = parsed.print_after, pass_names()
     if wanted is not None and wanted not in known:
         raise OptionError(
@@ -95,7 +95,7 @@ def run_show(parsed: argparse.Namespace) -> int:
         try:
             plan.save(parsed.save)
         except OSError as error:
-            raise OptionError(f"--save {parsed.save}: cannot be written: {error}") from error
+            raise OutputError(f"--save {parsed.save}: cannot be written: {error}") from error
         print(f"saved to {parsed.save}", file=sys.stderr)
     if parsed.json:
         print(plan.to_json(), end="")
@@ -114,7 +114,10 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 def run_diff(parsed: argparse.Namespace) -> int:
     """Print the differences; exit code 0 when there are none, 1 when there are (as diff does)."""
-    second = argparse.ArgumentParser("slotwise plan diff PLAN --against", allow_abbrev=False)
+    from slotwise.inspect.diff import diff_recordings
+    from slotwise.inspect.recording import read_recording
+
+    second = Parser("slotwise plan diff PLAN --against", allow_abbrev=False)
     add_plan_options(second)
     values, changes = plan_values(parsed), plan_values(second.parse_args(parsed.against))
     if is_recording(parsed.left) and parsed.right and is_recording(parsed.right):
@@ -132,9 +135,13 @@ def run_diff(parsed: argparse.Namespace) -> int:
 
 def run_view(parsed: argparse.Namespace) -> int:
     """Write the page or the trace."""
+    from slotwise.inspect.perfetto import trace
+    from slotwise.inspect.recording import read_recording
+    from slotwise.inspect.view import BANDWIDTH, GFLOPS, view_page
+
     recording = read_recording(parsed.plan) if is_recording(parsed.plan) else None
     plan = _plan(parsed.plan, plan_values(parsed)) if recording is None else recording.plan
-    roofline = {"bandwidth": parsed.bandwidth, "gflops": parsed.gflops}
+    roofline = {"bandwidth": parsed.bandwidth or BANDWIDTH, "gflops": parsed.gflops or GFLOPS}
     is_page = parsed.format == "html"
     text = view_page(plan, recording, **roofline) if is_page else trace(plan, recording, **roofline)
     name = Path(parsed.plan).resolve()
@@ -156,6 +163,10 @@ def run_verify(parsed: argparse.Namespace) -> int:
 
 def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None) -> Plan:
     """The plan in a file, or of a checkpoint folder with these options."""
+    from slotwise.inspect.recording import read_recording
+    from slotwise.planning import plan_model
+    from slotwise.plans.plan import Plan
+
     path = Path(source)
     if is_recording(source):
         return read_recording(source).plan
@@ -166,12 +177,14 @@ def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None)
             )
         return Plan.load(path)
     if not path.exists():
-        raise OptionError(f"{source} does not exist; give a plan file or a checkpoint folder")
+        raise CheckpointError(f"{source} does not exist; give a plan file or a checkpoint folder")
     return plan_model(source, observe=observe, **values)
 
 
 def is_recording(source: str) -> bool:
     """Whether a file begins as recordings do."""
+    from slotwise.inspect.recording import KEY
+
     try:
         with Path(source).open("rb") as file:
             return file.read(len(KEY) + 2) == f'{{"{KEY}'.encode()

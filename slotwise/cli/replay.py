@@ -9,7 +9,6 @@ import argparse
 from typing import Any
 
 from slotwise.cli._options import parse_backend
-from slotwise.inspect.replay import replay
 
 
 def add_parser(commands: Any) -> None:
@@ -30,6 +29,8 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Replay and say what came of it."""
+    from slotwise.inspect.replay import replay
+
     backend = None if parsed.backend is None else parse_backend(parsed.backend)
     found = replay(parsed.recording, model=parsed.model, draft=parsed.draft, backend=backend, threads=parsed.threads)
     print(found)

@@ -11,13 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from slotwise.core.errors import OptionError
-from slotwise.inspect.crossvalidate import crossvalidate
-from slotwise.inspect.crossvalidate_report import show
-from slotwise.plans.plan import Plan
-from slotwise.progress import progress_for
+from slotwise.core.errors import OutputError
 
 
 def add_parser(commands: Any) -> None:
@@ -46,6 +40,13 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Validate and report; exit code 1 when something is wrong."""
+    from rich.console import Console
+
+    from slotwise.inspect.crossvalidate import crossvalidate
+    from slotwise.inspect.crossvalidate_report import show
+    from slotwise.plans.plan import Plan
+    from slotwise.progress import progress_for
+
     with progress_for(None) as report:
         found = crossvalidate(
             None if parsed.plan is None else Plan.load(parsed.plan),
@@ -69,9 +70,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def write_output(option: str, path: str, text: str) -> None:
-    """Write a file that an option names, and say so; raises OptionError when it cannot be written."""
+    """Write a file that an option names, and say so; raises OutputError when it cannot be written."""
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OptionError(f"{option} {path}: cannot be written: {error}") from error
+        raise OutputError(f"{option} {path}: cannot be written: {error}") from error
     print(f"saved to {path}", file=sys.stderr)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 import slotwise
-from slotwise.core.errors import OptionError
+from slotwise.core.errors import OptionError, OutputError
 from slotwise.engine.acceptance import Verdict
 from slotwise.engine.calls import BoundCall
 from slotwise.engine.engine import Engine
@@ -276,7 +276,7 @@ def record(
 ) -> Iterator[Recorder]:
     """Record what `engine` does into the file `path` until the block ends; `tensors` keeps logits too.
 
-    Raises OptionError when the file cannot be written, or the engine is busy.
+    Raises OutputError when the file cannot be written, OptionError when the engine is busy.
     """
     if not engine.is_idle:
         raise OptionError("a recording begins while nothing runs; finish or cancel the running requests first")
@@ -284,7 +284,7 @@ def record(
     try:
         file = open(path, "w", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise OptionError(f"recording {path}: cannot be written: {error}") from error
+        raise OutputError(f"recording {path}: cannot be written: {error}") from error
     faults: list[OSError] = []
 
     def write(line: Json) -> None:

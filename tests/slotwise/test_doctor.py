@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from slotwise.cli import doctor
+from slotwise.core import backend
 from slotwise.core.errors import BackendError
 
 from .commands import Run
@@ -33,7 +34,7 @@ def test_what_is_missing_comes_with_its_command(run: Run, monkeypatch: pytest.Mo
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr(importlib.metadata, "version", none)
-    monkeypatch.setattr(doctor, "backend_names", lambda: ("numba_cpu", "cuda_triton"))
+    monkeypatch.setattr(backend, "backend_names", lambda: ("numba_cpu", "cuda_triton"))
     out = run("doctor").out
     assert "jinja2      missing, Slotwise needs it: pip install jinja2" in out
     assert "numba       missing, Slotwise needs it: pip install numba" in out
@@ -47,8 +48,8 @@ def test_a_backend_that_cannot_run_says_why(run: Run, monkeypatch: pytest.Monkey
             raise BackendError("no module named x")
         return SimpleNamespace(kernels=(), unavailable=lambda: "there is no GPU")
 
-    monkeypatch.setattr(doctor, "backend_names", lambda: ("broken", "distant"))
-    monkeypatch.setattr(doctor, "load_backend", load)
+    monkeypatch.setattr(backend, "backend_names", lambda: ("broken", "distant"))
+    monkeypatch.setattr(backend, "load_backend", load)
     out = run("doctor").out
     assert "  broken       cannot be loaded: no module named x\n" in out
     assert "  distant      not here: there is no GPU\n" in out
