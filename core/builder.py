@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from slotwise.core.check import check_graph
 from slotwise.core.errors import GraphError
-from slotwise.core.graph import Attr, Cache, Graph, Node, Parameter, Rollback, Value
+from slotwise.core.graph import Attr, Graph, Node, Parameter, Value
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import TensorSpec
+from slotwise.core.state import StateSpec
 
 
 @dataclass
@@ -29,7 +30,7 @@ class GraphBuilder:
     name: str
     _inputs: list[Value] = field(default_factory=list)
     _parameters: list[Parameter] = field(default_factory=list)
-    _caches: list[Cache] = field(default_factory=list)
+    _states: list[StateSpec] = field(default_factory=list)
     _nodes: list[Node] = field(default_factory=list)
     _names: set[str] = field(default_factory=set)
     _count: int = 0
@@ -46,11 +47,9 @@ class GraphBuilder:
         self._parameters.append(Parameter(value, sources))
         return value
 
-    def cache(self, layer: int, kv_heads: int, head_dim: int, rollback: Rollback = "truncate") -> Cache:
-        """Declare the K/V cache of `layer`."""
-        cache = Cache(layer, kv_heads, head_dim, rollback)
-        self._caches.append(cache)
-        return cache
+    def state(self, state: StateSpec) -> None:
+        """Declare what a layer remembers."""
+        self._states.append(state)
 
     def op(self, name: str, *inputs: Value | None, **attrs: Attr) -> tuple[Value, ...]:
         """Append a node; returns its outputs. Raises GraphError when the inputs break the op's contract."""
@@ -61,7 +60,7 @@ class GraphBuilder:
     def finish(self, *outputs: Value) -> Graph:
         """The checked graph."""
         graph = Graph(
-            self.name, tuple(self._inputs), tuple(self._parameters), tuple(self._caches), tuple(self._nodes), outputs
+            self.name, tuple(self._inputs), tuple(self._parameters), tuple(self._states), tuple(self._nodes), outputs
         )
         check_graph(graph)
         return graph

@@ -1,7 +1,7 @@
 """The graph checker.
 
 Owns `check_graph`. What always holds after it: SSA (each value is defined once, before its uses), every node's specs
-and effects are what its contract infers, caches are declared, and no cache is read before the node that writes it. It
+and effects are what its contract infers, states are declared, and no state is read before the node that writes it. It
 runs after every pass, so a pass that breaks the IR is named at once.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from slotwise.core.errors import GraphError
-from slotwise.core.graph import Cache, Graph, Node, Value
+from slotwise.core.graph import Graph, Node, Value
 from slotwise.core.ops import contract_of
+from slotwise.core.printer import format_around
 from slotwise.core.specs import TensorSpec
+from slotwise.core.state import StateSpec
 
 Inferences = dict[tuple[object, ...], tuple[TensorSpec, ...]]
 """What contracts inferred so far in one check: (op, input specs, attributes but the layer) -> output specs."""
@@ -21,13 +23,13 @@ Inferences = dict[tuple[object, ...], tuple[TensorSpec, ...]]
 def check_graph(graph: Graph) -> None:
     """Raise GraphError, with the lines around the fault, when `graph` breaks a rule of the IR."""
     defined: dict[str, Value] = {}
-    layers = {cache.layer: cache for cache in graph.caches}
-    if len(layers) != len(graph.caches):
-        raise GraphError(f"graph {graph.name}: a layer's cache is declared twice")
+    states = {state.name: state for state in graph.states}
+    if len(states) != len(graph.states):
+        raise GraphError(f"graph {graph.name}: a layer's state is declared twice")
     for value in (*graph.inputs, *(parameter.value for parameter in graph.parameters)):
         _define(graph, value, defined, None)
     cache_values: dict[str, tuple[Value, int]] = {}
-    written: set[int] = set()
+    written: set[str] = set()
     inferred: Inferences = {}
     for index, node in enumerate(graph.nodes):
         for operand in node.inputs:
@@ -48,14 +50,14 @@ def check_graph(graph: Graph) -> None:
                 raise _fault(graph, index, f"{message} ({known.kind})")
         _check_contract(graph, index, node, inferred)
         for effect in node.effects:
-            if effect.layer not in layers:
-                declared = ", ".join(f"kv{layer}" for layer in layers) or "none"
-                raise _fault(graph, index, f"{effect} names a cache that the graph does not declare; it has {declared}")
+            if effect.state not in states:
+                declared = ", ".join(states) or "none"
+                raise _fault(graph, index, f"{effect} names a state that the graph does not declare; it has {declared}")
             if effect.kind == "writes":
-                written.add(effect.layer)
-            elif effect.layer not in written:
+                written.add(effect.state)
+            elif effect.state not in written:
                 raise _fault(graph, index, f"{effect} before any node has written this step's tokens to it")
-        _check_cache_shapes(graph, index, node, layers)
+        _check_state_values(graph, index, node, states)
         for value in node.outputs:
             _define(graph, value, defined, index)
     for value in graph.outputs:
@@ -88,13 +90,16 @@ def _check_contract(graph: Graph, index: int, node: Node, inferred: Inferences) 
             raise _fault(graph, index, message)
 
 
-def _check_cache_shapes(graph: Graph, index: int, node: Node, layers: Mapping[int, Cache]) -> None:
+def _check_state_values(graph: Graph, index: int, node: Node, states: Mapping[str, StateSpec]) -> None:
+    """Arrays of states are parts of those that the node's effects name, in their shapes."""
+    touched = [states[name] for name in dict.fromkeys(effect.state for effect in node.effects)]
+    parts = {state.value_name(part.name): part for state in touched for part in state.parts}
     for operand in node.inputs:
         if operand is not None and operand.kind == "cache":
-            cache = layers[int(node.attr("layer"))]
-            if operand.spec.shape[1:] != (cache.kv_heads, cache.head_dim):
-                declared = f"{cache.kv_heads} heads of {cache.head_dim}"
-                raise _fault(graph, index, f"{operand.name} is {operand.spec}, but kv{cache.layer} has {declared}")
+            part = parts.get(operand.name)
+            if part is None or operand.spec.shape[1:] != part.shape or operand.spec.dtype is not part.dtype:
+                declared = "; ".join(map(str, touched)) or "it touches no state"
+                raise _fault(graph, index, f"{operand.name} is {operand.spec}, but {declared}")
 
 
 def _define(graph: Graph, value: Value, defined: dict[str, Value], index: int | None) -> None:
@@ -105,6 +110,4 @@ def _define(graph: Graph, value: Value, defined: dict[str, Value], index: int | 
 
 
 def _fault(graph: Graph, index: int, message: str) -> GraphError:
-    from slotwise.core.printer import format_around
-
     return GraphError(f"graph {graph.name}, node {index}: {message}\n{format_around(graph, index)}")

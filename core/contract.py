@@ -107,8 +107,9 @@ class OpContract:
 
     `function(*inputs, **attrs)` returns a tensor or a tuple in the order of `outputs` (None when there are none); an
     argument with `cache="writes"` is changed in place. `rows` names the dimension over which rows are independent (row
-    invariance speaks of it); None when the op has no such dimension. `logical` ops give meaning to a model graph and
-    are lowered before kernels are chosen.
+    invariance speaks of it); None when the op has no such dimension. `state` is the kind of state that it touches,
+    `span` the part of it in words. `logical` ops give meaning to a model graph and are lowered before kernels are
+    chosen.
 
     `output_dims` gives the dimensions that only outputs have; `fits(specs, attrs)` raises GraphError where inputs that
     match one by one do not belong together.
@@ -128,6 +129,7 @@ class OpContract:
     defaults: Mapping[str, Attr] = field(default_factory=dict)
     rows: str | None = "T"
     output_dims: Callable[[Mapping[str, Attr], Mapping[str, Dim]], Mapping[str, Dim]] | None = None
+    state: str = ""
     span: str = ""
     logical: bool = False
     pick_rows: RowPicker | None = None
@@ -195,18 +197,18 @@ class OpContract:
         )
 
     def effects_of(self, attrs: Mapping[str, Attr]) -> tuple[Effect, ...]:
-        """The cache effects of a node with these attributes (`layer` says which cache)."""
+        """The effects on states of a node with these attributes (`layer` says whose)."""
         kinds = {a.cache for a in self.inputs if a.cache != "pure"}
         if self.logical and self.span:
             kinds = {"reads", "writes"}
         if not kinds:
             return ()
-        layer = int(attrs["layer"])
+        state = f"{self.state}{attrs['layer']}"
         found: list[Effect] = []
         if "writes" in kinds:
-            found.append(Effect("writes", layer, self.span))
+            found.append(Effect("writes", state, self.span))
         if "reads" in kinds:
-            found.append(Effect("reads", layer, self.span))
+            found.append(Effect("reads", state, self.span))
         return tuple(found)
 
     def call_cost(self, specs: Sequence[TensorSpec | None], attrs: Mapping[str, Attr]) -> Cost:

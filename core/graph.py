@@ -14,10 +14,10 @@ from typing import Literal
 
 from slotwise.core.errors import GraphError
 from slotwise.core.specs import TensorSpec
+from slotwise.core.state import StateSpec
 
 Attr = int | float | str | bool
 ValueKind = Literal["input", "parameter", "cache", "value"]
-Rollback = Literal["truncate", "checkpoint", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +46,15 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
-    """The K/V state of one layer: `kv_heads` heads of `head_dim`, one slot a token.
-
-    `rollback` says how speculation can undo writes: `truncate` (forget the last slots), `checkpoint`, or `none`.
-    """
-
-    layer: int
-    kv_heads: int
-    head_dim: int
-    rollback: Rollback = "truncate"
-
-
-@dataclass(frozen=True, slots=True)
 class Effect:
-    """What a node does to a cache: reads or writes `span` of layer `layer` (`span` is text, for people)."""
+    """What a node does to a state: reads or writes `span` of the state called `state` (`span` is text, for people)."""
 
     kind: Literal["reads", "writes"]
-    layer: int
+    state: str
     span: str
 
     def __str__(self) -> str:
-        return f"{self.kind} kv{self.layer}[{self.span}]"
+        return f"{self.kind} {self.state}[{self.span}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +109,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A function from inputs, parameters and caches to outputs, as an ordered list of nodes."""
+    """A function from inputs, parameters and states to outputs, as an ordered list of nodes."""
 
     name: str
     inputs: tuple[Value, ...]
     parameters: tuple[Parameter, ...]
-    caches: tuple[Cache, ...]
+    states: tuple[StateSpec, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
 

@@ -27,14 +27,11 @@ def format_node(node: Node) -> str:
 
 
 def format_graph(graph: Graph) -> str:
-    """The whole graph: its inputs, parameters, caches, nodes and outputs."""
+    """The whole graph: its inputs, parameters, states, nodes and outputs."""
     lines = [f"graph {graph.name}"]
     lines += _section("input", (f"{value.name}: {value.spec}" for value in graph.inputs))
     lines += _section("parameter", (f"{p.value.name}: {p.value.spec} = {format_sources(p)}" for p in graph.parameters))
-    lines += _section(
-        "cache",
-        (f"kv{c.layer}: {c.kv_heads} heads of {c.head_dim}, rollback {c.rollback}" for c in graph.caches),
-    )
+    lines += _section("state", map(str, graph.states))
     lines += [f"  {format_node(node)}" for node in graph.nodes]
     lines.append(f"  return {', '.join(value.name for value in graph.outputs)}")
     return "\n".join(lines)

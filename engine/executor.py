@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -338,13 +337,9 @@ def _leading(buffer: torch.Tensor, value: Value) -> torch.Tensor:
 
 def _caches(plan: Plan, role_name: str, device: torch.device) -> dict[str, torch.Tensor]:
     role = plan.role(role_name)
-    shapes = {
-        f"kv{cache.layer}.{part}": (role.slots, cache.kv_heads, cache.head_dim)
-        for cache in role.caches
-        for part in ("k", "v")
-    }
-    shelf = Shelf(sum(Shelf.room(math.prod(shape) * role.dtype.itemsize) for shape in shapes.values()), device)
-    return {name: shelf.take(shape, role.dtype.torch) for name, shape in shapes.items()}
+    parts = {state.value_name(part.name): part for state in role.states for part in state.parts}
+    shelf = Shelf(sum(Shelf.room(role.slots * part.nbytes) for part in parts.values()), device)
+    return {name: shelf.take((role.slots, *part.shape), part.dtype.torch) for name, part in parts.items()}
 
 
 def _on(device: torch.device, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from slotwise.core.builder import GraphBuilder
 from slotwise.core.graph import Graph, Value
 from slotwise.core.specs import Dim, DType, TensorSpec
+from slotwise.core.state import kv_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class DecoderBuilder:
         `scale` is 1 / sqrt(head_dim) where it is None; `window` and `softcap` are as in the op `attend`, 0 for none.
         """
         sizes = self._sizes
-        self._graph.cache(layer, sizes.kv_heads, sizes.head_dim, "truncate")
+        self._graph.state(kv_state(layer, sizes.kv_heads, sizes.head_dim, self._dtype, window))
         scale = sizes.head_dim**-0.5 if scale is None else scale
         mixed = self._one("attend", q, k, v, layer=layer, scale=scale, window=window, softcap=softcap)
         width = sizes.q_heads * sizes.head_dim

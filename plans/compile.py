@@ -166,7 +166,7 @@ def _role_plan(role: str, model: ModelSpec, options: PlanOptions, identity: Iden
         positions=capacity,
         page_size=options.page_size,
         pages=pages,
-        caches=model.graph.caches,
+        states=model.graph.states,
         parameters=(),
     )
 

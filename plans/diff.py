@@ -83,10 +83,12 @@ def _held(parameter: Parameter) -> str:
 
 
 def _role_fields(role: RolePlan) -> dict[str, str]:
-    names = [field.name for field in fields(role) if field.name not in ("role", "model", "parameters", "caches")]
+    names = [field.name for field in fields(role) if field.name not in ("role", "model", "parameters", "states")]
     kinds = Counter(_held(parameter) for parameter in role.parameters)
     held = ", ".join(f"{kind} x{count}" for kind, count in sorted(kinds.items()))
-    return {name: str(getattr(role, name)) for name in names} | {"dtype": role.dtype.value, "parameters": held}
+    groups = "; ".join(map(str, role.groups))
+    listed = {"dtype": role.dtype.value, "parameters": held, "states": groups}
+    return {name: str(getattr(role, name)) for name in names} | listed
 
 
 def _steps(left: PlanRecord, right: PlanRecord) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slotwise.core.graph import Cache, Graph, Parameter, Value
+from slotwise.core.graph import Graph, Parameter, Value
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType
+from slotwise.core.state import StateGroup, StateSpec, grouped
 from slotwise.plans.passes.plan_buffers import Placement, arena_bytes, call_spec
 
 SAMPLER = "sampler"
@@ -77,7 +78,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class RolePlan:
-    """What a plan fixes for one model: its cache, its weights, and how far its positions reach.
+    """What a plan fixes for one model: its states, its weights, and how far its positions reach.
 
     `capacity` is the most tokens of one sequence; `positions` the rows of its rotary table; `pages` the pages of its
     pool, the scratch page not counted; `fingerprint` identifies the checkpoint.
@@ -92,19 +93,28 @@ class RolePlan:
     positions: int
     page_size: int
     pages: int
-    caches: tuple[Cache, ...]
+    states: tuple[StateSpec, ...]
     parameters: tuple[Parameter, ...]
 
     @property
     def slots(self) -> int:
-        """Slots of each layer's cache, the scratch page's included."""
+        """Slots of each state of unit `token`, the scratch page's included."""
         return (self.pages + 1) * self.page_size
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of K and V of all layers."""
-        per_slot = sum(2 * cache.kv_heads * cache.head_dim for cache in self.caches)
-        return self.slots * per_slot * self.dtype.itemsize
+        """Bytes of all states of all layers."""
+        return self.slots * self.slot_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot, all layers together."""
+        return sum(state.nbytes for state in self.states)
+
+    @property
+    def groups(self) -> tuple[StateGroup, ...]:
+        """States that live and die together."""
+        return grouped(self.states)
 
     @property
     def parameter_bytes(self) -> int:

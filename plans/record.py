@@ -14,7 +14,7 @@ from slotwise.plans.options import PlanOptions
 from slotwise.plans.program import DECODE, PREFILL, Program, RolePlan
 from slotwise.slots.step import DRAFT, TARGET, Step
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the JSON form; raised when a reader of the old form could misread the new one."""
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from slotwise.core.check import check_graph
 from slotwise.core.errors import PlanError, SlotwiseError
-from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Rejection, Selection, Value
+from slotwise.core.graph import Effect, Graph, Node, Parameter, Rejection, Selection, Value
 from slotwise.core.layouts import ROWS
 from slotwise.core.specs import DType, TensorSpec, parse_spec
+from slotwise.core.state import StatePart, StateSpec
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.plan_buffers import Placement
@@ -127,27 +128,28 @@ def _read_parameter(data: Json) -> Parameter:
     return Parameter(value, tuple(data["sources"]), data.get("derive", ""), layout, word)
 
 
-def _cache(cache: Cache) -> Json:
-    return {
-        "layer": cache.layer,
-        "kv_heads": cache.kv_heads,
-        "head_dim": cache.head_dim,
-        "rollback": cache.rollback,
-    }
+def _state(state: StateSpec) -> Json:
+    parts = [[part.name, part.dtype.value, list(part.shape)] for part in state.parts]
+    return {field.name: getattr(state, field.name) for field in fields(state)} | {"parts": parts}
+
+
+def _read_state(data: Json) -> StateSpec:
+    parts = tuple(StatePart(name, tuple(shape), DType.parse(dtype)) for name, dtype, shape in data["parts"])
+    return StateSpec(**{**data, "parts": parts})
 
 
 def _role(role: RolePlan) -> Json:
     found: Json = {field.name: getattr(role, field.name) for field in fields(role)}
     found["dtype"] = role.dtype.value
-    found["caches"] = [_cache(cache) for cache in role.caches]
+    found["states"] = [_state(state) for state in role.states]
     found["parameters"] = [_parameter(parameter) for parameter in role.parameters]
     return found
 
 
 def _read_role(data: Json) -> RolePlan:
-    caches = tuple(Cache(**cache) for cache in data["caches"])
+    states = tuple(_read_state(state) for state in data["states"])
     parameters = tuple(_read_parameter(parameter) for parameter in data["parameters"])
-    return RolePlan(**{**data, "dtype": DType.parse(data["dtype"]), "caches": caches, "parameters": parameters})
+    return RolePlan(**{**data, "dtype": DType.parse(data["dtype"]), "states": states, "parameters": parameters})
 
 
 def _span(span: Span) -> list[str]:
@@ -184,8 +186,8 @@ def _program(program: Program) -> Json:
         "graph": graph.name,
         "inputs": {value.name: str(value.spec) for value in graph.inputs},
         "parameters": [_parameter(parameter) for parameter in graph.parameters],
-        "caches": [_cache(cache) for cache in graph.caches],
-        "cache_values": caches,
+        "states": [_state(state) for state in graph.states],
+        "state_values": caches,
         "outputs": [value.name for value in graph.outputs],
         "nodes": [_node(node) for node in graph.nodes],
         "placements": [[p.value, p.offset, p.nbytes, p.first, p.last] for p in program.placements],
@@ -198,7 +200,7 @@ def _node(node: Node) -> Json:
         "in": [None if value is None else value.name for value in node.inputs],
         "out": [[value.name, str(value.spec)] for value in node.outputs],
         "attrs": dict(node.attrs),
-        "effects": [[effect.kind, effect.layer, effect.span] for effect in node.effects],
+        "effects": [[effect.kind, effect.state, effect.span] for effect in node.effects],
     }
     if node.selection is not None:
         chosen = node.selection
@@ -220,7 +222,7 @@ def _read_program(data: Json) -> Program:
     inputs = tuple(Value(name, spec_of(spec), "input") for name, spec in data["inputs"].items())
     parameters = tuple(_read_parameter(parameter) for parameter in data["parameters"])
     values = {value.name: value for value in (*inputs, *(parameter.value for parameter in parameters))}
-    values |= {name: Value(name, spec_of(spec), "cache") for name, spec in data["cache_values"].items()}
+    values |= {name: Value(name, spec_of(spec), "cache") for name, spec in data["state_values"].items()}
     nodes = []
     for entry in data["nodes"]:
         outputs = tuple(Value(name, spec_of(spec)) for name, spec in entry["out"])
@@ -230,11 +232,11 @@ def _read_program(data: Json) -> Program:
         if "kernel" in entry:
             rejected = tuple(Rejection(kernel, reason) for kernel, reason in entry["rejected"])
             selection = Selection(entry["kernel"], entry["why"], entry["row_invariant"], rejected)
-        effects = tuple(Effect(kind, layer, span) for kind, layer, span in entry["effects"])
+        effects = tuple(Effect(kind, state, span) for kind, state, span in entry["effects"])
         attrs = tuple(sorted(entry["attrs"].items()))
         nodes.append(Node(entry["op"], operands, outputs, attrs, effects, selection))
-    caches = tuple(Cache(**cache) for cache in data["caches"])
+    states = tuple(_read_state(state) for state in data["states"])
     outputs = tuple(values[name] for name in data["outputs"])
-    graph = Graph(data["graph"], inputs, parameters, caches, tuple(nodes), outputs)
+    graph = Graph(data["graph"], inputs, parameters, states, tuple(nodes), outputs)
     placements = tuple(Placement(*placement) for placement in data["placements"])
     return Program(data["role"], data["kind"], data["rows"], graph, placements)

@@ -37,7 +37,9 @@ def show_plan(plan: PlanRecord, *, programs: bool = False) -> str:
         f"  memory {size(plan.total_bytes)}: arena {size(plan.arena_bytes)} (peak activations), "
         f"buffers {size(plan.buffer_bytes)}",
     ]
-    lines += [_show_role(role) for role in plan.roles]
+    for role in plan.roles:
+        lines.append(_show_role(role))
+        lines += [f"    {size(group.nbytes)} a {group.unit}: {group}" for group in role.groups]
     grid = (
         "any rows, same bits" if plan.prefill_is_invariant else f"on a grid of {options.prefill_chunk} from the start"
     )
@@ -62,9 +64,8 @@ def _show_role(role: RolePlan) -> str:
     schemes = sorted({p.derive.partition(".")[0] for p in role.parameters if p.derive})
     held = f"{', '.join(schemes)} weights" if schemes else "weights"
     return (
-        f"  {role.role}: {role.model} in {role.dtype.value}, {len(role.caches)} layers, {held} "
-        f"{size(role.parameter_bytes)}, capacity {role.capacity}, cache {size(role.cache_bytes)} = {role.pages} pages "
-        f"and a scratch page"
+        f"  {role.role}: {role.model} in {role.dtype.value}, {held} {size(role.parameter_bytes)}, "
+        f"capacity {role.capacity}, states {size(role.cache_bytes)} = {role.pages} pages and a scratch page"
     )
 
 

@@ -201,6 +201,7 @@ CONTRACTS = (
         defaults={"window": 0, "softcap": 0.0},
         rows=None,
         output_dims=_attend_dims,
+        state="kv",
         span="the sequence's tokens",
         logical=True,
     ),
@@ -219,6 +220,7 @@ CONTRACTS = (
         cases=_write_cases,
         tolerance=BIT_EQUAL,
         required=("layer",),
+        state="kv",
         span="slots",
     ),
     OpContract(
@@ -239,6 +241,7 @@ CONTRACTS = (
         required=("layer", "page_size", "scale"),
         defaults={"window": 0, "softcap": 0.0},
         output_dims=_attend_dims,
+        state="kv",
         span="page_table up to kv_len",
         pick_rows=_one_row_sequences,
     ),

@@ -130,6 +130,7 @@ CONTRACTS = (
         cases=_rotary_write_cases,
         tolerance=POINTWISE,
         required=("layer",),
+        state="kv",
         span="slots",
     ),
 )

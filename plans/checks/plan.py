@@ -14,6 +14,7 @@ from slotwise.core.graph import Node, Parameter
 from slotwise.core.layouts import OCTETS, ROWS, fits
 from slotwise.core.printer import format_around
 from slotwise.core.quantise import DERIVATIONS
+from slotwise.core.specs import TensorSpec
 from slotwise.plans.checks.loops import verify_loops
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
 from slotwise.plans.program import PREFILL, SAMPLER, Program, RolePlan
@@ -120,7 +121,7 @@ def _verify_program(plan: PlanRecord, program: Program) -> None:
     _verify_kernels(program)
     _verify_arena(program)
     if program.role != SAMPLER:
-        _verify_caches(plan, program)
+        _verify_states(plan, program)
         _verify_parameters(plan.role(program.role), program)
     buffers = dict(plan.buffers)
     wanted = [(program.buffer_of(value), value) for value in program.graph.inputs]
@@ -225,22 +226,26 @@ def _collision(placements: tuple[Placement, ...]) -> tuple[Placement, Placement]
     return None
 
 
-def _verify_caches(plan: PlanRecord, program: Program) -> None:
+def _verify_states(plan: PlanRecord, program: Program) -> None:
     role = plan.role(program.role)
-    declared = {cache.layer: cache for cache in role.caches}
-    written: set[int] = set()
+    declared = {state.name: state for state in role.states}
+    written: set[str] = set()
     for index, node in enumerate(program.graph.nodes):
         for value in node.inputs:
             if value is None or value.kind != "cache":
                 continue
-            layer = int(node.attr("layer"))
-            cache = declared.get(layer)
-            expected = (role.slots, cache.kv_heads, cache.head_dim) if cache is not None else None
-            if value.spec.shape != expected or not value.name.startswith(f"kv{layer}."):
+            touched = [declared[effect.state] for effect in node.effects if effect.state in declared]
+            expected = {
+                state.value_name(part.name): TensorSpec(part.dtype, (role.slots, *part.shape))
+                for state in touched
+                for part in state.parts
+            }
+            if expected.get(value.name) != value.spec:
                 raise VerificationError(
-                    "caches",
-                    f"program {program.name}, call {index}: {value.name} is {value.spec}, the role's layer "
-                    f"{layer} has {expected}\n{format_around(program.graph, index)}",
+                    "states",
+                    f"program {program.name}, call {index}: {value.name} is {value.spec}, the role has "
+                    f"{'; '.join(map(str, touched)) or 'no such state'} in {role.slots} slots\n"
+                    f"{format_around(program.graph, index)}",
                 )
         if node.attr_dict.get("page_size", role.page_size) != role.page_size:
             raise VerificationError(
@@ -248,10 +253,10 @@ def _verify_caches(plan: PlanRecord, program: Program) -> None:
                 f"program {program.name}, call {index}: reads pages of {node.attr('page_size')} slots, the role's have "
                 f"{role.page_size}",
             )
-        written.update(effect.layer for effect in node.effects if effect.kind == "writes")
+        written.update(effect.state for effect in node.effects if effect.kind == "writes")
     if written != declared.keys():
-        missing = sorted(declared.keys() - written)
-        raise VerificationError("caches", f"program {program.name} never writes the slots of layers {missing}")
+        missing = ", ".join(name for name in declared if name not in written)
+        raise VerificationError("states", f"program {program.name} never writes {missing}")
 
 
 def _can_stand(parameter: Parameter) -> bool:

@@ -13,6 +13,7 @@ from slotwise.core.builder import FreshNames, make_node
 from slotwise.core.errors import GraphError
 from slotwise.core.graph import Graph, Node, Value
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.core.state import StateSpec
 
 PAGING_INPUTS = (
     Value("slots", TensorSpec(DType.I32, ("T",)), "input"),
@@ -22,10 +23,11 @@ PAGING_INPUTS = (
 )
 
 
-def cache_values(layer: int, kv_heads: int, head_dim: int, dtype: DType) -> tuple[Value, Value]:
-    """The K and V cache of a layer as values, [S, Hkv, D] each."""
-    spec = TensorSpec(dtype, ("S", kv_heads, head_dim))
-    return Value(f"kv{layer}.k", spec, "cache"), Value(f"kv{layer}.v", spec, "cache")
+def state_values(state: StateSpec) -> tuple[Value, ...]:
+    """The arrays of a state's parts as values, [S, ...] each."""
+    return tuple(
+        Value(state.value_name(part.name), TensorSpec(part.dtype, ("S", *part.shape)), "cache") for part in state.parts
+    )
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class LowerCache:
 
     def apply(self, graph: Graph) -> Graph:
         """Raises GraphError for a layer whose state cannot be rolled back when the plan speculates."""
-        caches = {cache.layer: cache for cache in graph.caches}
-        for cache in graph.caches:
-            if self.speculates and cache.rollback != "truncate":
+        states = {state.name: state for state in graph.states}
+        for state in graph.states:
+            if self.speculates and state.on_rejection != "truncate":
                 raise GraphError(
-                    f"graph {graph.name}: layer {cache.layer} declares rollback {cache.rollback!r}, so rejected drafts "
+                    f"graph {graph.name}: {state.name} cannot be cut back ({state.on_rejection!r}), so rejected drafts "
                     "could not be undone; compile with speculate=0"
                 )
         fresh = FreshNames(graph)
@@ -54,10 +56,7 @@ class LowerCache:
                 continue
             q, k, v = node.inputs
             layer = int(node.attr("layer"))
-            if k is None:
-                raise GraphError(f"graph {graph.name}: attend of layer {layer} has no keys")
-            cache = caches[layer]
-            k_cache, v_cache = cache_values(layer, cache.kv_heads, cache.head_dim, k.spec.dtype)
+            k_cache, v_cache = state_values(states[f"kv{layer}"])
             nodes.append(make_node("write_slots", (k, v, k_cache, v_cache, slots), {"layer": layer}, fresh))
             attrs = {**node.attr_dict, "page_size": self.page_size}
             inputs = (q, k_cache, v_cache, row_start, kv_len, page_table)

@@ -1,6 +1,6 @@
 """Order the nodes of a bound graph so that few bytes are alive at once.
 
-What always holds: data flow is kept, and so is the order of effects on each cache (writes before the reads that follow
+What always holds: data flow is kept, and so is the order of effects on each state (writes before the reads that follow
 them, and never past another write). Among ready nodes the one that frees most and allocates least goes first; ties keep
 the order they had, so the result is a function of the graph. Greed can lose: where its order does not
 lower the peak, the order there was stays.
@@ -66,19 +66,19 @@ def peak_bytes(graph: Graph) -> int:
 def _dependencies(graph: Graph) -> list[set[int]]:
     """For each node, the positions of those that must come before it."""
     made: dict[str, int] = {}
-    last_write: dict[int, int] = {}
-    reads: dict[int, list[int]] = {}
+    last_write: dict[str, int] = {}
+    reads: dict[str, list[int]] = {}
     waits: list[set[int]] = []
     for index, node in enumerate(graph.nodes):
         needed = {made[v.name] for v in node.inputs if v is not None and v.name in made}
         for effect in node.effects:
-            if effect.layer in last_write:
-                needed.add(last_write[effect.layer])
+            if effect.state in last_write:
+                needed.add(last_write[effect.state])
             if effect.kind == "writes":
-                needed.update(reads.pop(effect.layer, ()))
-                last_write[effect.layer] = index
+                needed.update(reads.pop(effect.state, ()))
+                last_write[effect.state] = index
             else:
-                reads.setdefault(effect.layer, []).append(index)
+                reads.setdefault(effect.state, []).append(index)
         needed.discard(index)
         waits.append(needed)
         made.update({v.name: index for v in node.outputs})

@@ -9,11 +9,13 @@ import pytest
 from slotwise.core.builder import make_node
 from slotwise.core.check import check_graph
 from slotwise.core.errors import GraphError
-from slotwise.core.graph import Cache, Effect, Graph, Node, Parameter, Value
+from slotwise.core.graph import Effect, Graph, Node, Parameter, Value
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.core.state import kv_state
 
 HEAD = TensorSpec(DType.F32, ("T", 2, 12))
 CACHE = TensorSpec(DType.F32, ("S", 2, 12))
+FIRST, SECOND = (kv_state(layer, 2, 12, DType.F32) for layer in (0, 1))
 I32 = DType.I32
 
 
@@ -53,7 +55,7 @@ def _good() -> Graph:
         ),
     )
     parameters = (Parameter(TABLE, ("embed.weight",)), Parameter(WEIGHT, ("w.weight",)))
-    return Graph("g", (IDS, SLOTS, STARTS, LENGTHS, PAGES), parameters, (Cache(0, 2, 12),), nodes, (OUT,))
+    return Graph("g", (IDS, SLOTS, STARTS, LENGTHS, PAGES), parameters, (FIRST,), nodes, (OUT,))
 
 
 def _with(index: int, **changes: object) -> Graph:
@@ -78,7 +80,6 @@ def test_a_good_graph_passes() -> None:
     check_graph(_good())
 
 
-SECOND = Cache(1, 2, 12)
 BAD = {
     "use before definition": (_order(1, 0, 2, 3, 4, 5), 0, "%0 is used before it is defined"),
     "use of what nobody defines": (_inputs(1, 0, _value("%9", DType.F32, "T", 24)), 1, "%9 is used before"),
@@ -111,17 +112,20 @@ BAD = {
     ),
     "cache read before its write": (_order(0, 1, 2, 3, 5), 4, "reads kv0.* before any node has written"),
     "cache read moved before its write": (_order(0, 1, 2, 3, 5, 4), 4, "reads kv0.* before any node has written"),
-    "undeclared cache": (replace(_good(), caches=()), 4, "kv0.* the graph does not declare; it has none"),
-    "cache declared for another layer": (replace(_good(), caches=(SECOND,)), 4, "does not declare; it has kv1"),
-    "cache of another shape": (
-        replace(_good(), caches=(Cache(0, 1, 24),)),
+    "undeclared cache": (replace(_good(), states=()), 4, "kv0.* the graph does not declare; it has none"),
+    "cache declared for another layer": (replace(_good(), states=(SECOND,)), 4, "does not declare; it has kv1"),
+    "cache of another dtype": (
+        replace(_good(), states=(kv_state(0, 2, 12, DType.F16),)),
         4,
-        r"kv0.k is f32\[S, 2, 12\], but kv0 has 1 heads of 24",
+        r"kv0.k is f32\[S, 2, 12\], but kv0: k f16\[2, 12\]",
+    ),
+    "cache of another shape": (
+        replace(_good(), states=(kv_state(0, 1, 24, DType.F32),)),
+        4,
+        r"kv0.k is f32\[S, 2, 12\], but kv0: k f32\[1, 24\]",
     ),
     "one cache under two layers": (
-        replace(
-            _with(5, attrs=tuple({**_good().nodes[5].attr_dict, "layer": 1}.items())), caches=(Cache(0, 2, 12), SECOND)
-        ),
+        replace(_with(5, attrs=tuple({**_good().nodes[5].attr_dict, "layer": 1}.items())), states=(FIRST, SECOND)),
         5,
         "kv0.k is the cache of layer 1 here, but was that of layer 0",
     ),
@@ -136,7 +140,7 @@ BAD = {
         r"%1 is f32\[S, 2, 12\]",
     ),
     "effects left out": (_with(4, effects=()), 4, "effects do not follow from the contract, which says: writes kv0"),
-    "effects made up": (_with(0, effects=(Effect("writes", 0, "slots"),)), 0, "which says: none"),
+    "effects made up": (_with(0, effects=(Effect("writes", "kv0", "slots"),)), 0, "which says: none"),
 }
 
 
@@ -164,8 +168,8 @@ def test_an_input_given_twice_is_rejected() -> None:
 
 
 def test_a_cache_declared_twice_is_rejected() -> None:
-    with pytest.raises(GraphError, match="a layer's cache is declared twice"):
-        check_graph(replace(_good(), caches=(Cache(0, 2, 12), Cache(0, 2, 12))))
+    with pytest.raises(GraphError, match="a layer's state is declared twice"):
+        check_graph(replace(_good(), states=(FIRST, FIRST)))
 
 
 def test_a_value_that_is_no_cache_cannot_stand_for_one() -> None:

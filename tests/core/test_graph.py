@@ -11,6 +11,7 @@ from slotwise.core.errors import GraphError
 from slotwise.core.graph import Graph, Rejection, Selection, Value
 from slotwise.core.printer import format_around, format_graph, format_node
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.core.state import kv_state
 
 
 def _small() -> Graph:
@@ -20,7 +21,7 @@ def _small() -> Graph:
     table = g.parameter("embed", TensorSpec(DType.F32, (101, 24)), "model.embed_tokens.weight")
     norm = g.parameter("norm", TensorSpec(DType.F32, (24,)), "model.norm.weight")
     qkv = g.parameter("qkv", TensorSpec(DType.F32, (48, 24)), "q.weight", "k.weight", "v.weight")
-    g.cache(0, 1, 12)
+    g.state(kv_state(0, 1, 12, DType.F32))
     (x,) = g.op("embedding", ids, table, scale=2.5)
     (normed,) = g.op("rms_norm", x, norm, eps=1e-6)
     q, k, v = g.op("linear_qkv", normed, qkv, None, q_heads=2, kv_heads=1, head_dim=12)
@@ -38,7 +39,7 @@ graph tiny
   parameter embed: f32[101, 24] = model.embed_tokens.weight
   parameter norm: f32[24] = model.norm.weight
   parameter qkv: f32[48, 24] = q.weight ++ k.weight ++ v.weight
-  cache kv0: 1 heads of 12, rollback truncate
+  state kv0: k f32[1, 12], v f32[1, 12], a slot a token, truncate
   %0: f32[T, 24] = embedding(token_ids, embed) {scale=2.5}
   %1: f32[T, 24] = rms_norm(%0, norm) {eps=1e-06, weight_offset=0.0}
   %2: f32[T, 2, 12], %3: f32[T, 1, 12], %4: f32[T, 1, 12] = linear_qkv(%1, qkv, none) {head_dim=12, kv_heads=1, q_heads=2}

@@ -21,6 +21,7 @@ from slotwise.core.builder import GraphBuilder
 from slotwise.core.graph import Value
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.core.state import kv_state
 from slotwise.engine.detokenize import TokenPieces
 from slotwise.engine.drafters import Drafter
 from slotwise.engine.engine import Engine
@@ -129,7 +130,7 @@ def tiny_model(
             for part, n in (("q", heads), ("k", 1), ("v", 1))
         )
         q, k = g.op("rotary", q, k, positions, *tables)
-        g.cache(layer, 1, HEAD_DIM, "truncate")
+        g.state(kv_state(layer, 1, HEAD_DIM, DType.F32))
         mixed = one("attend", q, k, v, layer=layer, scale=HEAD_DIM**-0.5, window=window, softcap=softcap)
         x = one("add", x, one("linear", mixed, weight(f"{path}.o", hidden, heads * HEAD_DIM), None))
         normed = one("rms_norm", x, weight(f"{path}.second_norm", hidden), eps=1e-6)

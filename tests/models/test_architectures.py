@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from slotwise.core.specs import DType
+from slotwise.core.state import kv_state
 from slotwise.models.load import load_model
 from slotwise.proving.interpret import interpret, load_parameters
 
@@ -284,8 +285,7 @@ def _set_window(config: dict[str, Any], window: int | None) -> None:
     config["sliding_window"] = window
 
 
-def test_each_layer_has_a_cache_that_can_be_truncated(tmp_path: Path) -> None:
+def test_each_layer_declares_what_it_remembers_and_how_far_back_it_is_read(tmp_path: Path) -> None:
     MODELS["gemma2"].build().save_pretrained(tmp_path)
-    caches = load_model(tmp_path).spec.graph.caches
-    assert [cache.layer for cache in caches] == [0, 1, 2, 3]
-    assert {(cache.kv_heads, cache.head_dim, cache.rollback) for cache in caches} == {(2, 24, "truncate")}
+    states = load_model(tmp_path).spec.graph.states
+    assert states == tuple(kv_state(layer, 2, 24, DType.F32, window=(8, 0)[layer % 2]) for layer in range(4))

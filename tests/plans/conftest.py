@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from slotwise.core.builder import GraphBuilder
 from slotwise.core.graph import Value
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.core.state import kv_state
 from slotwise.models.load import load_model
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
@@ -26,7 +28,7 @@ def _tiny_model(
     bias: bool = False,
     vocab: int = 33,
     max_positions: int = 64,
-    rollback: str = "truncate",
+    on_rejection: str = "truncate",
     dtype: DType = DType.F32,
     hidden: int = 24,
     inner: int = 20,
@@ -64,7 +66,7 @@ def _tiny_model(
         )
         q = one("head_rms_norm", q, weight(f"{path}.attention.q_norm", head_dim), eps=1e-6)
         q, k = g.op("rotary", q, k, positions, *tables)
-        g.cache(layer, 1, head_dim, rollback)  # type: ignore[arg-type]
+        g.state(replace(kv_state(layer, 1, head_dim, dtype), on_rejection=on_rejection))  # type: ignore[arg-type]
         mixed = one("attend", q, k, v, layer=layer, scale=head_dim**-0.5)
         x = one("add", x, one("linear", mixed, weight(f"{path}.attention.o", hidden, q_heads * head_dim), None))
         normed = one("rms_norm", x, weight(f"{path}.second_norm", hidden), eps=1e-6)

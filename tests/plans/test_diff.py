@@ -77,6 +77,6 @@ def test_a_difference_that_prints_the_same_is_not_hidden(tiny_plan: Plan) -> Non
     renamed = dataclasses.replace(tiny_plan, roles=(dataclasses.replace(tiny_plan.roles[0], parameters=()),))
     assert "draft: tiny-draft -> absent" in tiny_plan.diff(renamed)
     bare = dataclasses.replace(
-        tiny_plan, roles=(dataclasses.replace(tiny_plan.roles[0], caches=()), *tiny_plan.roles[1:])
+        tiny_plan, roles=(dataclasses.replace(tiny_plan.roles[0], states=()), *tiny_plan.roles[1:])
     )
-    assert tiny_plan.diff(bare)
+    assert "target.states: 2 layers of k f32[1, 8], v f32[1, 8]" in tiny_plan.diff(bare)

@@ -14,6 +14,7 @@ from slotwise.core.errors import GraphError, KernelSelectionError
 from slotwise.core.graph import Graph, Value
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.core.state import kv_state
 from slotwise.plans.compile import program_passes, symbolic_passes
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.schedule import Schedule, peak_bytes
@@ -123,7 +124,7 @@ def bound_graphs(draw: st.DrawFn) -> Graph:
     table = g.input("page_table", TensorSpec(DType.I32, (2, 2)))
     caches = []
     for layer in range(2):
-        g.cache(layer, 2, D)
+        g.state(kv_state(layer, 2, D, DType.F64))
         caches.append([Value(f"kv{layer}.{n}", TensorSpec(DType.F64, (12, 2, D)), "cache") for n in "kv"])
     heads = [g.input("h", TensorSpec(DType.F64, (2, 2, D)))]
     written: set[int] = set()
@@ -164,7 +165,7 @@ def test_scheduling_keeps_data_and_effects_in_order_and_lowers_the_peak_or_nothi
         for second in graph.nodes[i + 1 :]:
             data = any(v in second.inputs for v in first.outputs)
             clash = any(
-                a.layer == b.layer and "writes" in (a.kind, b.kind) for a in first.effects for b in second.effects
+                a.state == b.state and "writes" in (a.kind, b.kind) for a in first.effects for b in second.effects
             )
             if data or clash:
                 assert place[id(first)] < place[id(second)]

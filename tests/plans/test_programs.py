@@ -53,11 +53,9 @@ class Runner:
             "target", lanes=lanes, capacity=role.capacity, page_size=role.page_size, pages=role.pages
         )
         self.caches = {
-            f"kv{cache.layer}.{part}": torch.full(
-                (role.slots, cache.kv_heads, cache.head_dim), float("nan"), dtype=role.dtype.torch
-            )
-            for cache in role.caches
-            for part in "kv"
+            state.value_name(part.name): torch.full((role.slots, *part.shape), float("nan"), dtype=part.dtype.torch)
+            for state in role.states
+            for part in state.parts
         }
         self.arena = torch.full((plan.arena_bytes,), 255, dtype=torch.uint8)
         self.tokens = np.zeros((lanes, role.capacity), np.int32)

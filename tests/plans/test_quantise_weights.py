@@ -180,7 +180,7 @@ def test_memory_is_counted_as_it_is_held(tiny_model: TinyModel, scheme: str, per
 def test_the_plan_says_how_weights_are_held_and_survives_its_json(tiny_model: TinyModel, scheme: str) -> None:
     plan = plan_of(tiny_model, scheme)
     assert plan.options.weights == scheme
-    assert f"layers, {scheme} weights " in str(plan)
+    assert f" in f32, {scheme} weights " in str(plan)
     read = Plan.from_json(plan.to_json())
     assert read == plan
     assert hash(read) == hash(plan)

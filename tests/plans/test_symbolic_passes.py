@@ -13,6 +13,7 @@ from slotwise.core.errors import GraphError
 from slotwise.core.graph import Graph
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import DType, TensorSpec
+from slotwise.core.state import kv_state
 from slotwise.plans.compile import symbolic_passes
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes.fuse_add_norm import FuseAddNorm
@@ -125,7 +126,7 @@ def _attention(
     for part, name, index in zip("qkv", weights, inputs, strict=True):
         bias = common or (g.weight(f"a.{part}_bias", D) if part in biases else None)
         parts.append(g.one("linear_heads", xs[index], made[name], bias, heads=1, head_dim=D))
-    g.cache(0, 1, D)
+    g.state(kv_state(0, 1, D, DType.F64))
     return g.finish(g.one("attend", *parts, layer=0, scale=1.0))
 
 
@@ -164,7 +165,7 @@ def test_layers_that_share_keys_and_values_are_fused_once() -> None:
     )
     outputs = []
     for layer, query in enumerate((q, other)):
-        g.cache(layer, 1, D)
+        g.state(kv_state(layer, 1, D, DType.F64))
         outputs.append(g.one("attend", query, k, v, layer=layer, scale=1.0))
     graph = g.finish(*outputs)
     fused = FuseProjections().apply(graph)
@@ -179,7 +180,7 @@ def test_joined_weights_of_two_layers_keep_apart_whatever_their_names() -> None:
         parts = [
             g.one("linear_heads", x, g.weight(f"{n}{layer}", H, H), None, heads=2, head_dim=D) for n in ("q", "k", "v")
         ]
-        g.cache(layer, 2, D)
+        g.state(kv_state(layer, 2, D, DType.F64))
         x = g.one("attend", *parts, layer=layer, scale=1.0)
     graph = g.finish(x)
     fused = FuseProjections().apply(graph)
@@ -201,7 +202,7 @@ def _rotated(*, keys_given: bool = False, keys_read: bool = False, query_used: b
         outputs.append(g.one("head_rms_norm", k, g.weight("keys", D), eps=1e-6))
     if query_used:
         q = g.one("head_rms_norm", q, g.weight("norm", D), eps=1e-6)
-    g.cache(0, 2, D)
+    g.state(kv_state(0, 2, D, DType.F64))
     return g.finish(g.one("attend", q, k, v, layer=0, scale=1.0), *outputs)
 
 
@@ -232,10 +233,9 @@ def test_rotary_and_the_write_are_fused_where_nothing_comes_between(options: dic
     assert ops_of(graph) == ops
 
 
-@pytest.mark.parametrize("rollback", ["none", "checkpoint"])
-def test_a_layer_that_cannot_be_rolled_back_is_refused_when_speculating(tiny_model: TinyModel, rollback: str) -> None:
-    graph = tiny_model(rollback=rollback).graph
-    with pytest.raises(GraphError, match=f"layer 0 declares rollback '{rollback}'.*compile with speculate=0"):
+def test_a_state_that_cannot_be_cut_back_is_refused_when_speculating(tiny_model: TinyModel) -> None:
+    graph = tiny_model(on_rejection="replay").graph
+    with pytest.raises(GraphError, match=r"kv0 cannot be cut back \('replay'\).*compile with speculate=0"):
         LowerCache(page_size=4, speculates=True).apply(graph)
     check_graph(LowerCache(page_size=4, speculates=False).apply(graph))
 

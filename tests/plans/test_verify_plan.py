@@ -1,7 +1,7 @@
 """A plan that was tampered with is caught, and the rule it breaks is named.
 
 Each mutant is a compiled plan of the bundled pair with one thing changed in a program or in the plan around it.
-The rules: roles, steps, programs, graph, kernels, row invariance, arena, caches, weights, buffers, capacity, rotary,
+The rules: roles, steps, programs, graph, kernels, row invariance, arena, states, weights, buffers, capacity, rotary,
 pages.
 """
 
@@ -233,7 +233,7 @@ PROGRAM_MUTANTS: Mutants = {
     "an activation that is a number": ("graph", _attr("linear_gated", activation=3)),
     "pages of another size": ("pages", _attr("attention", page_size=8)),
     "a layer's cache under another name": (
-        "caches", _nodes(lambda ns: [dataclasses.replace(n, inputs=tuple(
+        "graph", _nodes(lambda ns: [dataclasses.replace(n, inputs=tuple(
             dataclasses.replace(v, name=v.name.replace("kv1", "kv0x")) if v is not None and v.kind == "cache" else v
             for v in n.inputs)) for n in ns])),
     "a bucket that promises more rows": ("programs", _program(NAME, lambda p: dataclasses.replace(p, rows=7))),
@@ -273,11 +273,11 @@ PLAN_MUTANTS: Mutants = {
     "the options' capacity raised": ("capacity", _options(capacity=65)),
     "the draft's capacity raised": ("rotary", _role("draft", capacity=lambda n: n + 1)),
     "too few pages for one sequence": ("capacity", _role("target", pages=3)),
-    "a page too few": ("caches", _role("target", pages=lambda n: n - 1)),
-    "a page too many": ("caches", _role("draft", pages=lambda n: n + 1)),
+    "a page too few": ("states", _role("target", pages=lambda n: n - 1)),
+    "a page too many": ("states", _role("draft", pages=lambda n: n + 1)),
     "pages of another size": ("pages", _role("target", page_size=8)),
     "the options' pages of another size": ("pages", _options(page_size=8)),
-    "a layer more": ("caches", _role("draft", caches=lambda cs: (*cs, dataclasses.replace(cs[0], layer=9)))),
+    "a layer more": ("states", _role("draft", states=lambda cs: (*cs, dataclasses.replace(cs[0], layer=9)))),
     "a buffer shrunk": ("buffers", _buffer("token_ids", _shorter)),
     "a page table too narrow": ("buffers", _buffer("target.page_table", lambda s: _shorter(s, 1))),
     "logits too narrow": ("buffers", _buffer("logits", lambda s: _shorter(s, 1))),

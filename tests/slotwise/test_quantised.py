@@ -83,7 +83,7 @@ def test_a_bad_value_is_refused_with_the_choices(value: object) -> None:
 def test_the_commands_take_it(run: Run, tmp_path: Path) -> None:
     shown = run("plan", "show", STORIES, "--weights", "int4_zp", "--save", tmp_path / "plan.json")
     assert shown.code == 0
-    assert "6 layers, int4_zp weights " in shown.out
+    assert "int4_zp weights " in shown.out
     assert "numba_cpu:linear_qkv_q x6" in shown.out
     assert run("plan", "verify", tmp_path / "plan.json").code == 0
     diff = run("plan", "diff", STORIES, "--against", "--weights", "int8")
