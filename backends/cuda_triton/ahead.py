@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 
 from slotwise.backends._gpu.kernels import Scratch
 from slotwise.backends.cuda_triton.configurations import GENERATIONS, capability, choices
-from slotwise.backends.cuda_triton.launch import Step, steps_of
+from slotwise.backends.cuda_triton.launch import Grid, grids_of
 from slotwise.core.backend import CallSpec
 from slotwise.core.machine_code import MachineCode
 from slotwise.core.specs import DType
@@ -36,20 +36,20 @@ _ALIGNED = [["tt.divisibility", 16]]
 
 def compile_call(kernel: str, call: CallSpec, generation: str) -> Iterator[MachineCode]:
     """The machine code of every launch of `kernel` for `call` on `generation` (`sm_90`)."""
-    for step in steps_of(kernel)(call, generation):
-        yield compile_step(kernel, step, call, generation)
+    for one in grids_of(kernel)(call, generation):
+        yield compile_grid(kernel, one, call, generation)
 
 
-def compile_step(kernel: str, step: Step, call: CallSpec, generation: str) -> MachineCode:
+def compile_grid(kernel: str, one: Grid, call: CallSpec, generation: str) -> MachineCode:
     """The machine code of one launch."""
-    chosen = step.configuration
+    chosen = one.configuration
     target = GPUTarget("cuda", capability(generation), 32)
     made = triton.compile(
-        source_of(step, call), target=target, options={"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
+        source_of(one, call), target=target, options={"num_warps": chosen.num_warps, "num_stages": chosen.num_stages}
     )
     return MachineCode(
         kernel,
-        step.function.fn.__name__,
+        one.function.fn.__name__,
         call.dtype.value,
         str(chosen),
         generation,
@@ -59,7 +59,7 @@ def compile_step(kernel: str, step: Step, call: CallSpec, generation: str) -> Ma
     )
 
 
-def source_of(step: Step, call: CallSpec) -> ASTSource:
+def source_of(one: Grid, call: CallSpec) -> ASTSource:
     """The function with its parameters' types, constants and alignment."""
     contract = call.contract
     specs = dict(
@@ -68,7 +68,7 @@ def source_of(step: Step, call: CallSpec) -> ASTSource:
     signature: dict[str, str] = {}
     constants: dict[str, object] = {}
     aligned: dict[tuple[int, ...], object] = {}
-    for place, (name, value, constant) in enumerate(step.parameters()):
+    for place, (name, value, constant) in enumerate(one.parameters()):
         spec = specs[value] if isinstance(value, str) and not constant else None
         if (
             constant
@@ -87,4 +87,4 @@ def source_of(step: Step, call: CallSpec) -> ASTSource:
             dtype = value.dtype if isinstance(value, Scratch) else spec.dtype if spec is not None else DType.F32
             signature[name] = _POINTERS[dtype]
             aligned[place,] = _ALIGNED
-    return ASTSource(step.function, signature, constants, aligned)
+    return ASTSource(one.function, signature, constants, aligned)

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.cuda_triton.configurations import configure
-from slotwise.backends.cuda_triton.launch import Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Grid, triton_kernel
 from slotwise.backends.cuda_triton.linear import bounded_tanh
 from slotwise.backends.cuda_triton.rotary import copy_head
 from slotwise.core.backend import CallSpec
@@ -176,7 +176,7 @@ def _arrays(call: CallSpec) -> tuple[int, int, int]:
     return aligned_size(parts * dims["D"] * 4), aligned_size(parts * 4), splits
 
 
-def _split(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _split(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     big, small, splits = _arrays(call)
     if splits == 1:
         return (_attend(call, generation, "attention_split", 1, {}),)
@@ -190,14 +190,14 @@ def _split(call: CallSpec, generation: str) -> tuple[Step, ...]:
     constants = {name: value for name, value in first.constants.items() if name in names}
     dims, numbers = _dims(call), {"sequences": first.numbers["sequences"]}
     chosen = configure("combine_splits", generation)
-    return first, Step(combine_splits, (dims["T"], dims["Hq"]), chosen, numbers, constants, parts)
+    return first, Grid(combine_splits, (dims["T"], dims["Hq"]), chosen, numbers, constants, parts)
 
 
-def _tiles(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _tiles(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     return (_attend(call, generation, "attention_tiles", 1, {}),)
 
 
-def _attend(call: CallSpec, generation: str, table: str, splits: int, parts: dict[str, str | Scratch | None]) -> Step:
+def _attend(call: CallSpec, generation: str, table: str, splits: int, parts: dict[str, str | Scratch | None]) -> Grid:
     dims, attrs = _dims(call), call.attrs
     group = dims["Hq"] // dims["Hkv"]
     facts = {"head_dim": dims["D"], "itemsize": call.dtype.itemsize, "rows": dims["T"]}
@@ -226,7 +226,7 @@ def _attend(call: CallSpec, generation: str, table: str, splits: int, parts: dic
         "softcap": float(attrs["softcap"]) or 1.0,
     }
     none: dict[str, str | Scratch | None] = {"part_out": None, "part_max": None, "part_sum": None}
-    return Step(attend, (dims["T"], dims["Hkv"], splits), chosen, numbers, constants, none | parts)
+    return Grid(attend, (dims["T"], dims["Hkv"], splits), chosen, numbers, constants, none | parts)
 
 
 def _workspace(call: CallSpec) -> int:
@@ -234,11 +234,11 @@ def _workspace(call: CallSpec) -> int:
     return big + 2 * small if splits > 1 else 0
 
 
-def _write(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _write(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     dims = _dims(call)
     width = dims["Hkv"] * dims["D"]
     constants = {"WIDTH": triton.next_power_of_2(width)}
-    return (Step(write, (dims["T"],), configure("write_slots", generation, width=width), {"width": width}, constants),)
+    return (Grid(write, (dims["T"],), configure("write_slots", generation, width=width), {"width": width}, constants),)
 
 
 def _refuses(call: CallSpec) -> str | None:

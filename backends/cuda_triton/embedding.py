@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from slotwise.backends.cuda_triton.configurations import configure
-from slotwise.backends.cuda_triton.launch import Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Grid, triton_kernel
 from slotwise.core.backend import CallSpec
 
 
@@ -29,21 +29,21 @@ def copy_rows(rows, table, out, width, scale, SCALED: tl.constexpr, BLOCK: tl.co
     tl.store(out + i.to(tl.int64) * width + column, values, mask=column < width)
 
 
-def _embedding(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _embedding(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     scale = float(call.attrs["scale"])
     rounded = float(torch.tensor(scale, dtype=call.dtype.torch))
     return _copy(call, generation, {"rows": "token_ids", "table": "table", "out": "x"}, rounded, scale != 1.0)
 
 
-def _take_rows(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _take_rows(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     return _copy(call, generation, {"rows": "rows", "table": "x", "out": "taken"}, 1.0, scaled=False)
 
 
-def _copy(call: CallSpec, generation: str, tensors: dict[str, str], scale: float, scaled: bool) -> tuple[Step, ...]:
+def _copy(call: CallSpec, generation: str, tensors: dict[str, str], scale: float, scaled: bool) -> tuple[Grid, ...]:
     rows, width = call.outputs[0].sizes()
     chosen = configure("copy_rows", generation)
     grid = (rows, triton.cdiv(width, chosen.block["BLOCK"]))
-    return (Step(copy_rows, grid, chosen, {"width": width, "scale": scale}, {"SCALED": scaled}, tensors),)
+    return (Grid(copy_rows, grid, chosen, {"width": width, "scale": scale}, {"SCALED": scaled}, tensors),)
 
 
 KERNELS = (triton_kernel("embedding", "rows", _embedding), triton_kernel("take_rows", "rows", _take_rows))

@@ -1,6 +1,6 @@
 """From an op's call to launches of Triton functions.
 
-Owns `Step` and `triton_kernel`. What always holds: the steps of a call follow from its specs and the table
+Owns `Grid` and `triton_kernel`. What always holds: the grids of a call follow from its specs and the table
 of configurations alone, so what the audit compiles is what runs; memory and the order of every sum follow from shapes
 and never from the table, so tuning changes no bit and no plan. Tensors on a GPU launch natively, tensors on a CPU run
 in Triton's interpreter.
@@ -22,7 +22,7 @@ from slotwise.core.backend import CallSpec, Kernel, Launch
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Grid:
     """One launch: a Triton function, its grid, and what its parameters are.
 
     `tensors` says which argument of the op's contract (or scratch array) a pointer parameter stands for; a parameter
@@ -49,41 +49,41 @@ class Step:
                 yield name, self.tensors.get(name, name), False
 
 
-Steps = Callable[[CallSpec, str], tuple[Step, ...]]
+Grids = Callable[[CallSpec, str], tuple[Grid, ...]]
 """(call, GPU generation) -> the launches that compute it."""
 
 
 def triton_kernel(
     op: str,
     kind: str,
-    steps: Steps,
+    grids: Grids,
     *,
     invariant_rows: int | None = None,
     refuses: Callable[[CallSpec], str | None] | None = None,
     workspace: Callable[[CallSpec], int] | None = None,
 ) -> Kernel:
-    """The kernel `<op>.<kind>`. `steps` stays reachable through `steps_of`, for the audit and the tuner."""
+    """The kernel `<op>.<kind>`. `grids` stays reachable through `grids_of`, for the audit and the tuner."""
 
     def launches(call: CallSpec, given: Given, scratch: torch.Tensor | None) -> list[Launch]:
         generation = generation_of(next(value.device for value in given.values() if value is not None))
-        return [_launch(step, given, scratch, generation) for step in steps(call, generation) if all(step.grid)]
+        return [_launch(one, given, scratch, generation) for one in grids(call, generation) if all(one.grid)]
 
     kernel = gpu_kernel(op, kind, launches, invariant_rows=invariant_rows, refuses=refuses, workspace=workspace)
-    _STEPS[kernel.name] = steps
+    _GRIDS[kernel.name] = grids
     return kernel
 
 
-_STEPS: dict[str, Steps] = {}
+_GRIDS: dict[str, Grids] = {}
 
 
-def steps_of(kernel: str) -> Steps:
-    """The steps of the kernel called `kernel`."""
-    return _STEPS[kernel]
+def grids_of(kernel: str) -> Grids:
+    """The grids of the kernel called `kernel`."""
+    return _GRIDS[kernel]
 
 
-def _launch(step: Step, given: Given, workspace: torch.Tensor | None, generation: str) -> Launch:
+def _launch(one: Grid, given: Given, workspace: torch.Tensor | None, generation: str) -> Launch:
     arguments: dict[str, object] = {}
-    for name, value, constant in step.parameters():
+    for name, value, constant in one.parameters():
         if constant or not isinstance(value, (str, Scratch)):
             arguments[name] = value
         else:
@@ -91,11 +91,11 @@ def _launch(step: Step, given: Given, workspace: torch.Tensor | None, generation
     if generation == INTERPRETER:
         from slotwise.backends.cuda_triton.interpreter import interpret  # a GPU needs nothing of Triton's interpreter
 
-        return functools.partial(interpret, step.function, step.grid, arguments)
-    launcher = step.function[(*step.grid, 1, 1)[:3]]
+        return functools.partial(interpret, one.function, one.grid, arguments)
+    launcher = one.function[(*one.grid, 1, 1)[:3]]
     return functools.partial(
         launcher,
         **arguments,
-        num_warps=step.configuration.num_warps,
-        num_stages=step.configuration.num_stages,
+        num_warps=one.configuration.num_warps,
+        num_stages=one.configuration.num_stages,
     )

@@ -22,7 +22,7 @@ from triton.runtime.jit import JITFunction
 
 from slotwise.backends._gpu.kernels import Scratch
 from slotwise.backends.cuda_triton.configurations import configure
-from slotwise.backends.cuda_triton.launch import Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Grid, triton_kernel
 from slotwise.core.backend import CallSpec, Kernel
 from slotwise.core.ops.linear import ACTIVATIONS
 from slotwise.core.specs import DType
@@ -252,7 +252,7 @@ def _finishing(call: CallSpec, cut: Cut) -> tuple[dict[str, Any], dict[str, Any]
 def product_steps(
     call: CallSpec, generation: str, kind: str, function: JITFunction[Any],
     numbers: dict[str, int], constants: dict[str, int], tensors: dict[str, None],
-) -> tuple[Step, ...]:  # fmt: skip
+) -> tuple[Grid, ...]:  # fmt: skip
     """The product by `function`, given its own numbers, constants and tensors; then its parts' sum, where K is cut."""
     cut = cut_of(call, kind)
     shared_numbers, shared_constants, shared_tensors = _finishing(call, cut)
@@ -261,24 +261,24 @@ def product_steps(
     chosen = configure(table, generation, **facts, bits=int(call.attrs.get("bits", 0)))
     grid = (math.ceil(cut.rows / chosen.block["BLOCK_M"]), math.ceil(cut.outputs / chosen.block["BLOCK_N"]), cut.parts)
     given = (shared_numbers | numbers, shared_constants | constants, shared_tensors | tensors)
-    first = Step(function, grid, chosen, *given)
+    first = Grid(function, grid, chosen, *given)
     if cut.parts == 1:
         return (first,)
     adding = configure("add_parts", generation)
     grid = (cut.rows, math.ceil(cut.outputs / adding.block["BLOCK"]), 1)
-    return first, Step(add_parts, grid, adding, shared_numbers, shared_constants, shared_tensors)
+    return first, Grid(add_parts, grid, adding, shared_numbers, shared_constants, shared_tensors)
 
 
-def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
+def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Grid, ...]:
     cut = cut_of(call, kind)
     return product_steps(call, generation, kind, product, {"inner": cut.inner, "part_size": cut.part_size}, {}, {})
 
 
-def _gate(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _gate(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     count = math.prod(call.outputs[0].sizes())
     chosen = configure("add", generation)
     grid = (triton.cdiv(count, chosen.block["BLOCK"]),)
-    return (Step(gate_elements, grid, chosen, {"count": count}, {"ACTIVATION": str(call.attrs["activation"])}),)
+    return (Grid(gate_elements, grid, chosen, {"count": count}, {"ACTIVATION": str(call.attrs["activation"])}),)
 
 
 def refuses(call: CallSpec) -> str | None:
@@ -289,7 +289,7 @@ def refuses(call: CallSpec) -> str | None:
     return None
 
 
-def product_kernels(op: str, steps: Callable[[CallSpec, str, str], tuple[Step, ...]]) -> tuple[Kernel, Kernel]:
+def product_kernels(op: str, steps: Callable[[CallSpec, str, str], tuple[Grid, ...]]) -> tuple[Kernel, Kernel]:
     """`<op>.rows` and `<op>.tiles`, whose launches `steps(call, generation, kind)` gives."""
     return (
         triton_kernel(

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import triton
 import triton.language as tl
 
-from slotwise.backends.cuda_triton.launch import Step
+from slotwise.backends.cuda_triton.launch import Grid
 from slotwise.backends.cuda_triton.linear import cut_of, finish_or_keep, product_kernels, product_steps
 from slotwise.core.backend import CallSpec
 from slotwise.core.ops.linear_q import FLOAT_OPS, GROUP
@@ -111,7 +111,7 @@ def quantised_product(
     )  # fmt: skip
 
 
-def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Step, ...]:
+def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Grid, ...]:
     cut, bits, shifted = cut_of(call, kind), int(call.attrs["bits"]), call.inputs[3] is not None
     numbers = {
         "inner": cut.inner,

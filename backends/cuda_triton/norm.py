@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from slotwise.backends.cuda_triton.configurations import configure
-from slotwise.backends.cuda_triton.launch import Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Grid, triton_kernel
 from slotwise.core.backend import CallSpec
 
 WIDEST = 16384
@@ -64,19 +64,19 @@ def normalise(
     tl.store(normed + row + column, result.to(values.dtype), mask=inside)
 
 
-def _add(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _add(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     count = math.prod(call.outputs[0].sizes())
     chosen = configure("add", generation)
     return (
-        Step(add_elements, (triton.cdiv(count, chosen.block["BLOCK"]),), chosen, {"count": count}, {}, {"out": "sum"}),
+        Grid(add_elements, (triton.cdiv(count, chosen.block["BLOCK"]),), chosen, {"count": count}, {}, {"out": "sum"}),
     )
 
 
-def _norm(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _norm(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     *rows, width = call.outputs[0].sizes()
     adds, offset = call.op == "add_rms_norm", float(call.attrs["weight_offset"])
     return (
-        Step(
+        Grid(
             normalise,
             (math.prod(rows),),
             configure("norm", generation, width=width),

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from slotwise.backends.cuda_triton.configurations import configure
-from slotwise.backends.cuda_triton.launch import Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Grid, triton_kernel
 from slotwise.core.backend import CallSpec
 
 
@@ -81,7 +81,7 @@ def rotate_and_write(
             copy_head(v + source, v_cache + target, HEAD_DIM, BLOCK_D)
 
 
-def _rotary(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _rotary(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     dims = {name: int(size) for name, size in call.contract.match(call.inputs, call.attrs)[0].items()}
     rest, writes = dims["D"] - 2 * dims["W"], call.op == "rotary_write"
     constants = {
@@ -95,7 +95,7 @@ def _rotary(call: CallSpec, generation: str) -> tuple[Step, ...]:
         constants["BLOCK_D"] = triton.next_power_of_2(dims["D"])
     grid = (dims["T"], dims["Hq"] + (2 if writes else 1) * dims["Hkv"])
     function = rotate_and_write if writes else rotate
-    return (Step(function, grid, configure("rotary", generation), {"width": dims["W"]}, constants),)
+    return (Grid(function, grid, configure("rotary", generation), {"width": dims["W"]}, constants),)
 
 
 def _refuses(call: CallSpec) -> str | None:

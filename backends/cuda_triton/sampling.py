@@ -15,7 +15,7 @@ import triton.language as tl
 from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.cuda_triton.configurations import configure
 from slotwise.backends.cuda_triton.filters import filter_rows
-from slotwise.backends.cuda_triton.launch import Step, triton_kernel
+from slotwise.backends.cuda_triton.launch import Grid, triton_kernel
 from slotwise.backends.cuda_triton.noise import gumbel_noise, uniform_noise
 from slotwise.core.backend import CallSpec
 from slotwise.core.ops.noise import ACCEPT_STREAM, RESIDUAL_STREAM, TARGET_STREAM
@@ -169,12 +169,12 @@ def accept_or_replace(
     tl.store(ok + b, fine)
 
 
-def _filter(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _filter(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     rows, size = call.outputs[0].sizes()
-    return (Step(filter_rows, (rows,), configure("filter_logits", generation), {"size": size}),)
+    return (Grid(filter_rows, (rows,), configure("filter_logits", generation), {"size": size}),)
 
 
-def _draw(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _draw(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     rows, size = _scores(call)
     noisy = call.op == "sample"
     pieces = triton.cdiv(size, PIECE)
@@ -186,7 +186,7 @@ def _draw(call: CallSpec, generation: str) -> tuple[Step, ...]:
     }
     inputs = {} if noisy else {"scores": "logits", "seed": None, "positions": None}
     return (
-        Step(
+        Grid(
             best_of_piece,
             (rows, pieces),
             configure("draw", generation),
@@ -194,7 +194,7 @@ def _draw(call: CallSpec, generation: str) -> tuple[Step, ...]:
             {"NOISY": noisy, "PIECE": PIECE},
             {**parts, **inputs},
         ),
-        Step(
+        Grid(
             best_of_row,
             (rows,),
             configure("best_of_row", generation),
@@ -217,19 +217,19 @@ def _draw_workspace(call: CallSpec) -> int:
     return 3 * aligned_size(rows * triton.cdiv(size, PIECE) * 4)
 
 
-def _count(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _count(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     (sequences,) = call.outputs[0].sizes()
     sampled = call.inputs[0]
     assert sampled is not None
     constants = {"BLOCK": triton.next_power_of_2(sampled.sizes()[0])}
-    return (Step(count_accepted, (sequences,), configure("count_accepted", generation), {}, constants),)
+    return (Grid(count_accepted, (sequences,), configure("count_accepted", generation), {}, constants),)
 
 
-def _accept(call: CallSpec, generation: str) -> tuple[Step, ...]:
+def _accept(call: CallSpec, generation: str) -> tuple[Grid, ...]:
     (sequences,) = call.outputs[0].sizes()
     streams = {"ACCEPT_STREAM": ACCEPT_STREAM, "RESIDUAL_STREAM": RESIDUAL_STREAM, "TARGET_STREAM": TARGET_STREAM}
     chosen = configure("accept_rejection", generation)
-    return (Step(accept_or_replace, (sequences,), chosen, {"size": _scores(call)[1]}, streams),)
+    return (Grid(accept_or_replace, (sequences,), chosen, {"size": _scores(call)[1]}, streams),)
 
 
 KERNELS = (

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from slotwise.backends._gpu.kernels import Scratch
-from slotwise.backends.numba_cuda.launch import Step, array_type, steps_of
+from slotwise.backends.numba_cuda.launch import Grid, array_type, grids_of
 from slotwise.core.backend import CallSpec
 from slotwise.core.errors import BackendError
 from slotwise.core.machine_code import MachineCode
@@ -34,26 +34,26 @@ def compile_call(kernel: str, call: CallSpec, generation: str) -> Iterator[Machi
 
     Raises BackendError where Numba-CUDA or its compilers are not installed.
     """
-    for step in steps_of(kernel)(call, True):
+    for one in grids_of(kernel)(call, True):
         yield MachineCode(
             kernel,
-            step.kernel.__name__,
+            one.kernel.__name__,
             call.dtype.value,
-            f"{step.threads} threads",
+            f"{one.threads} threads",
             generation,
-            _cubin(step.kernel, types_of(step, call), generation),
-            step.threads,
+            _cubin(one.kernel, types_of(one, call), generation),
+            one.threads,
             0,
         )
 
 
-def types_of(step: Step, call: CallSpec) -> tuple[str, ...]:
+def types_of(one: Grid, call: CallSpec) -> tuple[str, ...]:
     """What each argument is: a numpy type's name, and `[]` behind it for an array."""
     contract = call.contract
     names = (argument.name for argument in (*contract.inputs, *contract.outputs))
     specs = dict(zip(names, (*call.inputs, *call.outputs), strict=True))
     found = []
-    for value in step.arguments:
+    for value in one.arguments:
         if isinstance(value, str):
             spec = specs[value]
             assert spec is not None  # a kernel names the arguments that its call has

@@ -24,7 +24,7 @@ from slotwise.backends.numba_cuda.attention_tiles import attend_tiles, parts_for
 from slotwise.backends.numba_cuda.blocks import LEAST, WARP, ZERO, lane_sum, team_max, team_sum
 from slotwise.backends.numba_cuda.elements import NONE, PACK, add, dot, each, elements_of, keep, kept, share
 from slotwise.backends.numba_cuda.elements import scale as times
-from slotwise.backends.numba_cuda.launch import Step, cuda_kernel, dims_of
+from slotwise.backends.numba_cuda.launch import Grid, cuda_kernel, dims_of
 from slotwise.backends.numba_cuda.rotary import is_last_writer
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.backends.numba_cuda.tensor_cores import HALVES
@@ -254,19 +254,19 @@ def _arrays(call: CallSpec) -> tuple[int, int, int]:
     return aligned_size(parts * dims["D"] * 4), aligned_size(parts * 4), splits
 
 
-def _split(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _split(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     dims, shape, numbers = dims_of(call), shape_of(call, aligned), numbers_of(call)
     big, small, splits = _arrays(call)
     inputs = ("q", "k_cache", "v_cache", "row_start", "kv_len", "page_table", "out")
     grid = (dims["T"], dims["Hq"] // shape.heads, splits)
     if splits == 1:
         # Nothing is written in parts: an int32 array that is read anyway stands in for each.
-        return (Step(attend(shape, 1), grid, THREADS, (*inputs, "kv_len", "kv_len", "kv_len", *numbers)),)
+        return (Grid(attend(shape, 1), grid, THREADS, (*inputs, "kv_len", "kv_len", "kv_len", *numbers)),)
     parts = (Scratch(0, DType.F32), Scratch(big, DType.F32), Scratch(big + small, DType.F32))
     sequences, _, size, *_ = numbers
     return (
-        Step(attend(shape, splits), grid, THREADS, (*inputs, *parts, *numbers)),
-        Step(
+        Grid(attend(shape, splits), grid, THREADS, (*inputs, *parts, *numbers)),
+        Grid(
             combine_splits(shape, splits),
             (dims["T"], dims["Hq"]),
             min(THREADS, math.ceil(dims["D"] / WARP) * WARP),
@@ -275,7 +275,7 @@ def _split(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     )
 
 
-def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _tiles(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     dims, shape = dims_of(call), shape_of(call, aligned)
     if not shape.vector:
         # Copies into shared memory are of 16 bytes: tensors that start elsewhere take the other way.
@@ -284,7 +284,7 @@ def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     inputs = ("q", "k_cache", "v_cache", "row_start", "kv_len", "page_table", "out")
     made = attend_tiles(shape)
     grid = (dims["T"], dims["Hq"], parts_for(dims["D"]))
-    return (Step(made, grid, TILE_THREADS, (*inputs, sequences, columns, scale / softcap, softcap)),)
+    return (Grid(made, grid, TILE_THREADS, (*inputs, sequences, columns, scale / softcap, softcap)),)
 
 
 def _refuses_tiles(call: CallSpec) -> str | None:
@@ -300,12 +300,12 @@ def _workspace(call: CallSpec) -> int:
     return big + 2 * small if splits > 1 else 0
 
 
-def _write(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _write(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     dims = dims_of(call)
     width = dims["Hkv"] * dims["D"]
     made = write(aligned and width % PACK == 0, call.dtype, width)
     grid = (dims["T"], math.ceil(width / (THREADS * PACK)))
-    return (Step(made, grid, THREADS, ("k", "v", "k_cache", "v_cache", "slots", dims["T"])),)
+    return (Grid(made, grid, THREADS, ("k", "v", "k_cache", "v_cache", "slots", dims["T"])),)
 
 
 def refuses(call: CallSpec) -> str | None:

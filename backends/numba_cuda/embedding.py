@@ -17,7 +17,7 @@ import torch
 
 from slotwise.backends.numba_cuda import elements
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
-from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
+from slotwise.backends.numba_cuda.launch import Grid, cuda_kernel
 from slotwise.backends.numba_cuda.simulator import cuda, kernel
 from slotwise.core.backend import CallSpec
 from slotwise.core.specs import DType
@@ -45,19 +45,19 @@ def copy_rows(dtype: DType, vector: bool, factor: float) -> Any:
     return copy_rows
 
 
-def _embedding(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _embedding(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     rounded = float(torch.tensor(float(call.attrs["scale"]), dtype=call.dtype.torch))
     return _copy(call, aligned, ("token_ids", "table", "x"), rounded)
 
 
-def _take_rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _take_rows(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     return _copy(call, aligned, ("rows", "x", "taken"), 1.0)
 
 
-def _copy(call: CallSpec, aligned: bool, names: tuple[str, ...], factor: float) -> tuple[Step, ...]:
+def _copy(call: CallSpec, aligned: bool, names: tuple[str, ...], factor: float) -> tuple[Grid, ...]:
     rows, width = call.outputs[0].sizes()
     made = copy_rows(call.dtype, aligned and width % PACK == 0, factor)
-    return (Step(made, (rows, math.ceil(width / (THREADS * PACK))), THREADS, (*names, width)),)
+    return (Grid(made, (rows, math.ceil(width / (THREADS * PACK))), THREADS, (*names, width)),)
 
 
 KERNELS = (cuda_kernel("embedding", "rows", _embedding), cuda_kernel("take_rows", "rows", _take_rows))

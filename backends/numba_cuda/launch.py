@@ -1,6 +1,6 @@
 """From an op's call to launches of Numba-CUDA kernels.
 
-Owns `Step` and `cuda_kernel`. What always holds: the steps of a call follow from its specs and from whether
+Owns `Grid` and `cuda_kernel`. What always holds: the grids of a call follow from its specs and from whether
 its tensors are aligned, so what the audit compiles is what runs; a launch's arguments are made once, when it is bound.
 Tensors on a GPU launch natively, on PyTorch's current stream; tensors on a CPU run in the simulator.
 """
@@ -25,7 +25,7 @@ VECTOR = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Grid:
     """One launch: a kernel, its grid, threads a block, and its arguments in the kernel's order.
 
     A string names an argument of the op's contract, which arrives as a flat array; a whole number arrives as int64, any
@@ -38,37 +38,37 @@ class Step:
     arguments: tuple[str | Scratch | int | float, ...]
 
 
-Steps = Callable[[CallSpec, bool], tuple[Step, ...]]
+Grids = Callable[[CallSpec, bool], tuple[Grid, ...]]
 """(call, whether every tensor starts at a multiple of 16 bytes) -> the launches that compute it."""
 
 
 def cuda_kernel(
     op: str,
     kind: str,
-    steps: Steps,
+    grids: Grids,
     *,
     invariant_rows: int | None = None,
     refuses: Callable[[CallSpec], str | None] | None = None,
     workspace: Callable[[CallSpec], int] | None = None,
 ) -> Kernel:
-    """The kernel `<op>.<kind>`. `steps` stays reachable through `steps_of`, for the audit."""
+    """The kernel `<op>.<kind>`. `grids` stays reachable through `grids_of`, for the audit."""
 
     def launches(call: CallSpec, given: Given, scratch: torch.Tensor | None) -> list[Launch]:
         tensors = [value for value in given.values() if value is not None and value.numel()]
         aligned = all(value.data_ptr() % VECTOR == 0 for value in tensors)
-        return [_launch(step, given, scratch) for step in steps(call, aligned) if all(step.grid)]
+        return [_launch(one, given, scratch) for one in grids(call, aligned) if all(one.grid)]
 
     kernel = gpu_kernel(op, kind, launches, invariant_rows=invariant_rows, refuses=refuses, workspace=workspace)
-    _STEPS[kernel.name] = steps
+    _GRIDS[kernel.name] = grids
     return kernel
 
 
-_STEPS: dict[str, Steps] = {}
+_GRIDS: dict[str, Grids] = {}
 
 
-def steps_of(kernel: str) -> Steps:
-    """The steps of the kernel called `kernel`."""
-    return _STEPS[kernel]
+def grids_of(kernel: str) -> Grids:
+    """The grids of the kernel called `kernel`."""
+    return _GRIDS[kernel]
 
 
 def dims_of(call: CallSpec) -> dict[str, int]:
@@ -76,9 +76,9 @@ def dims_of(call: CallSpec) -> dict[str, int]:
     return {n: s for n, s in call.contract.match(call.inputs, call.attrs)[0].items() if isinstance(s, int)}
 
 
-def _launch(step: Step, given: Given, workspace: torch.Tensor | None) -> Launch:
+def _launch(one: Grid, given: Given, workspace: torch.Tensor | None) -> Launch:
     arguments: list[Any] = []
-    for value in step.arguments:
+    for value in one.arguments:
         if isinstance(value, str):
             tensor = given[value]
             assert tensor is not None  # a kernel names the arguments that its call has
@@ -90,9 +90,9 @@ def _launch(step: Step, given: Given, workspace: torch.Tensor | None) -> Launch:
     if any(isinstance(value, torch.Tensor) and value.is_cuda for value in arguments):
         from slotwise.backends.numba_cuda.native import native_launch  # needs Numba-CUDA and a GPU
 
-        return native_launch(step.kernel, step.grid, step.threads, arguments)
+        return native_launch(one.kernel, one.grid, one.threads, arguments)
     arrays = tuple(value.numpy() if isinstance(value, torch.Tensor) else value for value in arguments)
-    prepared: Launch = step.kernel.prepare(step.grid, step.threads, arrays)
+    prepared: Launch = one.kernel.prepare(one.grid, one.threads, arrays)
     return prepared
 
 

@@ -20,7 +20,7 @@ from slotwise.backends.numba_cuda import elements
 from slotwise.backends.numba_cuda.activation import activation_of
 from slotwise.backends.numba_cuda.blocks import WARP, ZERO, lane_sum
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
-from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
+from slotwise.backends.numba_cuda.launch import Grid, cuda_kernel
 from slotwise.backends.numba_cuda.linear_rows import (
     COLUMNS,
     TILE,
@@ -118,25 +118,25 @@ def gate_elements(dtype: DType, vector: bool, activation: str) -> Any:
     return gate_elements
 
 
-def _rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _rows(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     rows, of = product_of(call, aligned)
     if of.vector and of.dtype in HALVES:
         tiles = tiles_for(rows, of.gated)
         made = multiply_rows_on_tensor_cores(of, tiles)
         grid = (math.ceil(of.outputs / TILE), math.ceil(rows / (tiles * COLUMNS)))
-        return (Step(made, grid, WARP * warps_for(of.outputs, of.inner), (*operands(of), rows)),)
+        return (Grid(made, grid, WARP * warps_for(of.outputs, of.inner), (*operands(of), rows)),)
     tile = min(MOST_ROWS, 1 << max(0, rows - 1).bit_length())
     groups = THREADS // lanes_for(of.inner)
     grid = (math.ceil(of.outputs / groups), math.ceil(rows / tile))
-    return (Step(multiply_rows(of, tile), grid, THREADS, (*operands(of), rows)),)
+    return (Grid(multiply_rows(of, tile), grid, THREADS, (*operands(of), rows)),)
 
 
-def _tiles(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _tiles(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     rows, of = product_of(call, aligned)
     if not of.vector:
         return _rows(call, aligned)  # copies into shared memory are of 16 bytes
     grid = (math.ceil(of.outputs / columns_of(of.gated)), math.ceil(rows / ROWS))
-    return (Step(multiply_tiles(of), grid, TILE_THREADS, (*operands(of), rows)),)
+    return (Grid(multiply_tiles(of), grid, TILE_THREADS, (*operands(of), rows)),)
 
 
 def _refuses_tiles(call: CallSpec) -> str | None:
@@ -148,10 +148,10 @@ def _refuses_tiles(call: CallSpec) -> str | None:
     return refuses(call)
 
 
-def _gate(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _gate(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     count = math.prod(call.outputs[0].sizes())
     made = gate_elements(call.dtype, aligned and count % PACK == 0, str(call.attrs["activation"]))
-    return (Step(made, (math.ceil(count / (THREADS * PACK)),), THREADS, ("gate", "up", "y", count)),)
+    return (Grid(made, (math.ceil(count / (THREADS * PACK)),), THREADS, ("gate", "up", "y", count)),)
 
 
 def refuses(call: CallSpec) -> str | None:

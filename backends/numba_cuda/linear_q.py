@@ -29,7 +29,7 @@ from slotwise.backends.numba_cuda.elements import (
     signed_codes,
     widen_f16,
 )
-from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
+from slotwise.backends.numba_cuda.launch import Grid, cuda_kernel
 from slotwise.backends.numba_cuda.linear import (
     MOST_ROWS,
     THREADS,
@@ -303,7 +303,7 @@ def q_lanes(q: Quantised) -> int:
     return min(WARP, 1 << max(0, math.ceil(q.of.inner / q.span) - 1).bit_length())
 
 
-def _rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _rows(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     rows, of = product_of(call, aligned)
     q = Quantised(of, int(call.attrs["bits"]), call.inputs[3] is not None)
     names = ("x", "codes", "scale", "offset" if q.shifted else "scale", "bias" if of.biased else "scale")
@@ -312,10 +312,10 @@ def _rows(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
         tiles = tiles_for(rows, of.gated)
         grid = (math.ceil(of.outputs / TILE), math.ceil(rows / (tiles * COLUMNS)))
         threads = WARP * warps_for(of.outputs, of.inner, q.chunk)
-        return (Step(multiply_rows_q_on_tensor_cores(q, tiles), grid, threads, arguments),)
+        return (Grid(multiply_rows_q_on_tensor_cores(q, tiles), grid, threads, arguments),)
     tile = min(MOST_ROWS, 1 << max(0, rows - 1).bit_length())
     grid = (math.ceil(of.outputs / (THREADS // q_lanes(q))), math.ceil(rows / tile))
-    return (Step(multiply_rows_q(q, tile), grid, THREADS, arguments),)
+    return (Grid(multiply_rows_q(q, tile), grid, THREADS, arguments),)
 
 
 KERNELS = tuple(cuda_kernel(op, "rows", _rows, refuses=refuses) for op in FLOAT_OPS)

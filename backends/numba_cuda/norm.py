@@ -18,7 +18,7 @@ import numpy as np
 from slotwise.backends.numba_cuda import elements
 from slotwise.backends.numba_cuda.blocks import WARP, block_sum
 from slotwise.backends.numba_cuda.elements import PACK, elements_of
-from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
+from slotwise.backends.numba_cuda.launch import Grid, cuda_kernel
 from slotwise.backends.numba_cuda.simulator import cuda, kernel
 from slotwise.core.backend import CallSpec
 from slotwise.core.specs import DType
@@ -86,18 +86,18 @@ def threads_for(width: int) -> int:
     return WARP if width <= WARP * PACK else THREADS
 
 
-def _add(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _add(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     count = math.prod(call.outputs[0].sizes())
     made = add_elements(call.dtype, aligned and count % PACK == 0)
-    return (Step(made, (math.ceil(count / (THREADS * PACK)),), THREADS, ("a", "b", "sum", count)),)
+    return (Grid(made, (math.ceil(count / (THREADS * PACK)),), THREADS, ("a", "b", "sum", count)),)
 
 
-def _norm(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _norm(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     *rows, width = call.outputs[0].sizes()
     adds = call.op == "add_rms_norm"
     made = normalise(call.dtype, aligned and width % PACK == 0, width, adds, float(call.attrs["weight_offset"]))
     arguments = ("x", "residual", "weight", "total", "normed") if adds else ("x", "x", "weight", "normed", "normed")
-    return (Step(made, (math.prod(rows),), threads_for(width), (*arguments, float(call.attrs["eps"]))),)
+    return (Grid(made, (math.prod(rows),), threads_for(width), (*arguments, float(call.attrs["eps"]))),)
 
 
 KERNELS = (

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from slotwise.backends.numba_cuda.elements import elements_of
-from slotwise.backends.numba_cuda.launch import Step, cuda_kernel, dims_of
+from slotwise.backends.numba_cuda.launch import Grid, cuda_kernel, dims_of
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.core.backend import CallSpec
 from slotwise.core.specs import DType
@@ -113,7 +113,7 @@ def rotate_and_write(dtype: DType, q_heads: int, kv_heads: int, head_dim: int, w
     return rotate_and_write
 
 
-def _rotary(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _rotary(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     dims = dims_of(call)
     heads, kv_heads, head_dim, width = dims["Hq"], dims["Hkv"], dims["D"], dims["W"]
     items = (heads + kv_heads) * (head_dim - width)
@@ -124,7 +124,7 @@ def _rotary(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
         items += kv_heads * head_dim
         made = rotate_and_write(call.dtype, heads, kv_heads, head_dim, width)
         names = ("q", "k", "v", "positions", "cos", "sin", "k_cache", "v_cache", "slots", "rotated_q", dims["T"])
-    return (Step(made, (dims["T"], math.ceil(items / THREADS)), THREADS, names),)
+    return (Grid(made, (dims["T"], math.ceil(items / THREADS)), THREADS, names),)
 
 
 def _refuses(call: CallSpec) -> str | None:

@@ -18,7 +18,7 @@ import numpy as np
 from slotwise.backends._gpu.kernels import Scratch, aligned_size
 from slotwise.backends.numba_cuda import filters
 from slotwise.backends.numba_cuda.blocks import LEAST, NOWHERE, WARP, ZERO, block_best, block_max, block_sum
-from slotwise.backends.numba_cuda.launch import Step, cuda_kernel
+from slotwise.backends.numba_cuda.launch import Grid, cuda_kernel
 from slotwise.backends.numba_cuda.noise import gumbel, philox, uniform
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
 from slotwise.core.backend import CallSpec
@@ -237,13 +237,13 @@ def accept_or_replace() -> Any:
     return accept_or_replace
 
 
-def _filter(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _filter(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     rows, size = call.outputs[0].sizes()
     names = ("logits", "temperature", "top_k", "top_p", "min_p", "scores", size)
-    return (Step(filters.filter_rows(), (rows,), filters.THREADS, names),)
+    return (Grid(filters.filter_rows(), (rows,), filters.THREADS, names),)
 
 
-def _draw(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _draw(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     rows, size = _scores(call)
     pieces, span = math.ceil(size / PIECE), _span(call)
     found = (Scratch(0, DType.F32), Scratch(span, DType.I32), Scratch(2 * span, DType.F32))
@@ -251,8 +251,8 @@ def _draw(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
     names = ("scores", "seed", "positions") if call.op == "sample" else ("logits", found[1], found[1])
     stream = int(call.attrs.get("stream", 0))
     return (
-        Step(best_of_piece(call.op == "sample"), (rows, pieces), THREADS, (*names, *found, size, pieces, stream)),
-        Step(best_of_row(), (math.ceil(rows / 64),), 64, (*found, "tokens", "ok", rows, pieces)),
+        Grid(best_of_piece(call.op == "sample"), (rows, pieces), THREADS, (*names, *found, size, pieces, stream)),
+        Grid(best_of_row(), (math.ceil(rows / 64),), 64, (*found, "tokens", "ok", rows, pieces)),
     )
 
 
@@ -268,17 +268,17 @@ def _span(call: CallSpec) -> int:
     return aligned_size(rows * math.ceil(size / PIECE) * 4)
 
 
-def _count(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _count(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     (sequences,) = call.outputs[0].sizes()
     names = ("sampled", "token_ids", "row_start", "accepted", sequences)
-    return (Step(count_accepted(), (math.ceil(sequences / 64),), 64, names),)
+    return (Grid(count_accepted(), (math.ceil(sequences / 64),), 64, names),)
 
 
-def _accept(call: CallSpec, aligned: bool) -> tuple[Step, ...]:
+def _accept(call: CallSpec, aligned: bool) -> tuple[Grid, ...]:
     (sequences,) = call.outputs[0].sizes()
     names = ("target_scores", "draft_scores", "token_ids", "row_start", "seed", "positions")
     results = ("accepted", "following", "ok", _scores(call)[1])
-    return (Step(accept_or_replace(), (sequences,), THREADS, (*names, *results)),)
+    return (Grid(accept_or_replace(), (sequences,), THREADS, (*names, *results)),)
 
 
 KERNELS = (

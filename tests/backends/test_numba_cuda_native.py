@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from slotwise.audit.calls import calls_of
-from slotwise.backends.numba_cuda.launch import steps_of
+from slotwise.backends.numba_cuda.launch import grids_of
 from slotwise.core.errors import BackendError
 from slotwise.core.specs import DType
 
@@ -123,10 +123,10 @@ def test_numba_cuda_shows_the_kernel_that_a_prepared_launch_needs() -> None:
 def test_parameters_have_the_sizes_that_the_ptx_declares(op: str, kernel: str) -> None:
     ahead = pytest.importorskip("slotwise.backends.numba_cuda.ahead")
     call = next(iter(calls_of(op, DType.BF16)))
-    (step,) = steps_of(kernel)(call, True)
-    declared = re.findall(r"\.param \.[a-z](\d+) ", ahead.ptx_of(step.kernel, ahead.types_of(step, call), "sm_80"))
+    (one,) = grids_of(kernel)(call, True)
+    declared = re.findall(r"\.param \.[a-z](\d+) ", ahead.ptx_of(one.kernel, ahead.types_of(one, call), "sm_80"))
     numbers = {int: np.int64, float: np.float32}
-    given = [torch.zeros(8) if isinstance(a, str) else numbers[type(a)](a) for a in step.arguments]  # type: ignore[index]
+    given = [torch.zeros(8) if isinstance(a, str) else numbers[type(a)](a) for a in one.arguments]  # type: ignore[index]
     assert [8 * ctypes.sizeof(value) for value in native._parameters(given)] == [int(bits) for bits in declared]
 
 
