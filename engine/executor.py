@@ -21,7 +21,7 @@ import torch
 
 from slotwise.core.backend import Launch, load_backend
 from slotwise.core.errors import PlanError
-from slotwise.core.graph import Value
+from slotwise.core.graph import Node, Value
 from slotwise.core.model import WeightSource
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.engine.arrays import Arrays, Parcel, lay_out, memory_of
@@ -107,18 +107,17 @@ class Executor:
         self._launches: dict[Key, tuple[Launch, ...]] = {}
         self._rows: dict[tuple[str, int], RowInputs] = {}
         self._touches: dict[Key, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-        for done, program in enumerate(plan.programs):
+        tell = None if progress is None else functools.partial(_tell_bound, _kinds(plan), progress)
+        for program in plan.programs:
             key = (program.role, program.kind, program.rows)
             self._programs[key] = program
-            self.calls[key] = self._bind(program, self.buffers.__getitem__, self.buffers.__getitem__)
+            self.calls[key] = self._bind(program, self.buffers.__getitem__, self.buffers.__getitem__, tell)
             reads = tuple(program.buffer_of(value) for value in program.graph.inputs)
             self._touches[key] = reads, output_buffers(program.kind, plan.options.acceptance)
             self._launches[key] = self._chained([(program, self.calls[key])])
             self._buckets[key[:2]] = plan.buckets(program.role, program.kind)
             if program.role != SAMPLER and (program.role, program.rows) not in self._rows:
                 self._rows[program.role, program.rows] = self._row_inputs(program)
-            if progress is not None:
-                progress("binding kernels", done + 1, len(plan.programs))
         self._runs: dict[tuple[Key, ...], tuple[tuple[str, ...], tuple[str, ...], tuple[Launch, ...]]] = {}
         self._feed = tuple(self.buffers[name] for name in ("sampled", FOLLOWS, "token_ids"))
         self.loops = Loops(plan, self.buffers, self.arrays, self._bind, self._chained)
@@ -241,8 +240,13 @@ class Executor:
             if self.probe is not None and call.node.selection is not None:
                 self.probe(program.name, call.node.selection.kernel, seconds)
 
-    def _bind(self, program: Program, read: TensorOf, written: TensorOf) -> tuple[BoundCall, ...]:
-        """Give every node's kernel its tensors: arrays to read and to write, weights, caches, views of the arena."""
+    def _bind(
+        self, program: Program, read: TensorOf, written: TensorOf, tell: Callable[[Node], None] | None = None
+    ) -> tuple[BoundCall, ...]:
+        """Give every node's kernel its tensors: arrays to read and to write, weights, caches, views of the arena.
+
+        `tell` hears of each node before its kernel is bound.
+        """
         tensors: dict[str, torch.Tensor] = {}
         for value in program.graph.inputs:
             tensors[value.name] = _leading(read(program.buffer_of(value)), value)
@@ -264,6 +268,8 @@ class Executor:
                 raise PlanError(f"program {program.name}, call {index}: op {node.op} has no kernel")
             scratch = places.get(f"ws{index}")
             workspace = None if scratch is None else self.arena[scratch.offset : scratch.offset + scratch.nbytes]
+            if tell is not None:
+                tell(node)
             kernel = self._backends[node.selection.backend].kernel(node.selection.kernel.partition(":")[2])
             inputs = tuple(None if value is None else tensors[value.name] for value in node.inputs)
             outputs = tuple(tensors[value.name] for value in node.outputs)
@@ -301,6 +307,28 @@ class Executor:
         """Say which row of a prefill call gives logits."""
         if "logit_rows" in self.arrays:
             self.arrays["logit_rows"][0] = row
+
+
+def _kind(node: Node) -> tuple[object, ...]:
+    """What calls have in common that one compiled kernel serves, as far as a plan shows it."""
+    chosen = None if node.selection is None else node.selection.kernel
+    dtypes = tuple(value.spec.dtype for value in (*node.inputs, *node.outputs) if value is not None)
+    return chosen, node.attrs, dtypes
+
+
+def _kinds(plan: Plan) -> dict[tuple[object, ...], bool]:
+    """Every kind of call of a plan; none is bound yet."""
+    return {_kind(node): False for program in plan.programs for node in program.graph.nodes}
+
+
+def _tell_bound(kinds: dict[tuple[object, ...], bool], progress: Progress, node: Node) -> None:
+    """Report how many kinds of calls are bound: it is the first of a kind that takes time, where it is compiled."""
+    kind = _kind(node)
+    if not kinds[kind]:
+        progress("preparing kernels", sum(kinds.values()), len(kinds))
+        kinds[kind] = True
+        if all(kinds.values()):
+            progress("preparing kernels", len(kinds), len(kinds))
 
 
 def check_memory(plan: Plan, device: torch.device | None = None) -> None:

@@ -32,7 +32,7 @@ from slotwise.planning import NGRAM, check_path, check_saved, compile_for, load_
 from slotwise.plans.compile import AfterPass
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
-from slotwise.progress import progress_for
+from slotwise.progress import news_for, progress_for
 from slotwise.requests import Prompt, Samplings, default_sampling, integers, is_prompt, one_for_each, refused, unpacked
 from slotwise.sharing import SharedEngine
 from slotwise.slots.step import DRAFT, TARGET
@@ -140,7 +140,7 @@ class LLM:
         sources = {TARGET: loaded.weights}
         if isinstance(drafter, LoadedModel):
             sources[DRAFT] = drafter.weights
-        with progress_for(progress) as report:
+        with news_for(progress), progress_for(progress) as report:
             engine = Engine(
                 self._plan,
                 sources,

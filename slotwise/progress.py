@@ -1,12 +1,16 @@
-"""Progress bars for long work.
+"""Progress bars for long work, and the news of it.
 
-What always holds: they go to the error stream, only to a terminal unless asked for, and only once the work has taken a
-moment; what is piped or quick shows nothing, and a bar that was shown is gone when the work ends.
+What always holds: both go to the error stream. Bars show only on a terminal unless asked for, and only once the work
+has taken a moment; what is piped or quick shows none, and a bar that was shown is gone when the work ends. News, what
+a part logs while a model is loaded (kernels are compiled, say), is a line wherever it goes; who has set up logging of
+their own gets it there instead.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +49,45 @@ def end_all() -> None:
         bars.end()
 
 
+@contextmanager
+def news_for(wanted: bool | None) -> Iterator[None]:
+    """Have what parts log as information or worse be a line on the error stream; `wanted` False has it not."""
+    with _News.guard:
+        is_ours = wanted is not False and (_News.users > 0 or not _logger.hasHandlers())
+        if is_ours:
+            _News.users += 1
+        if is_ours and _News.users == 1:
+            _News.level_before = _logger.level
+            _logger.addHandler(_news)
+            _logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        with _News.guard:
+            if is_ours:
+                _News.users -= 1
+            if is_ours and _News.users == 0:
+                _logger.removeHandler(_news)
+                _logger.setLevel(_News.level_before)
+
+
+class _News(logging.Handler):
+    """Writes a line above the bar that is shown, if one is."""
+
+    guard = threading.Lock()
+    users = 0
+    level_before = logging.NOTSET
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"slotwise: {record.getMessage()}"
+        if not any(bars.write_above(text) for bars in _shown):
+            print(text, file=sys.stderr, flush=True)
+
+
+_logger = logging.getLogger("slotwise")
+_news = _News()
+
+
 class Bars:
     """One bar for each kind of work reported; the terminal is not touched before the first."""
 
@@ -64,6 +107,13 @@ class Bars:
         if what not in self._tasks:
             self._tasks[what] = self._shown.add_task(what, total=total)
         self._shown.update(self._tasks[what], completed=done, total=total, visible=done < total)
+
+    def write_above(self, text: str) -> bool:
+        """Write a line above the bars; False where none is shown."""
+        if self._shown is None:
+            return False
+        self._shown.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return True
 
     def end(self) -> None:
         """Take the bars away."""

@@ -243,14 +243,18 @@ def _stop(control: Any, start: Any, process: int, threads: int) -> None:
         start(int(control.ctypes.data), 0, 0, threads)
 
 
-_pools: dict[int, Pool] = {}
+_pools: weakref.WeakValueDictionary[int, Pool] = weakref.WeakValueDictionary()
 _making = threading.Lock()
 
 
 def pool(threads: int | None = None) -> Pool:
-    """The process's pool of `threads` threads; by default one for each core, but no more than PyTorch has."""
+    """The process's pool of `threads` threads; by default one for each core, but no more than PyTorch has.
+
+    It lives as long as anyone holds it.
+    """
     wanted = min(threads or min(physical_cores(), torch.get_num_threads()), MAX_THREADS)
     with _making:
-        if wanted not in _pools:
-            _pools[wanted] = Pool(wanted)
-        return _pools[wanted]
+        found = _pools.get(wanted)
+        if found is None:
+            _pools[wanted] = found = Pool(wanted)
+        return found

@@ -28,7 +28,7 @@ if BACKEND.unavailable() is not None:
 
 from numba import int64, njit, types  # noqa: E402
 
-from slotwise.backends.numba_cpu import compiled, memory, noise, threads  # noqa: E402
+from slotwise.backends.numba_cpu import memory, noise, threads  # noqa: E402
 from slotwise.backends.numba_cpu.attention_runs import RUN  # noqa: E402
 from slotwise.backends.numba_cpu.calls import Call, Chain, Part  # noqa: E402
 from slotwise.backends.numba_cpu.vectors import BF16  # noqa: E402
@@ -298,33 +298,6 @@ def test_integer_products_are_the_same_by_every_instruction() -> None:
                 out = np.zeros(8, np.int32)
                 form(a.ctypes.data, b.ctypes.data, out.ctypes.data)
                 assert np.array_equal(out, want), f"signed {signed}, {'portable' if form is forms[1] else 'native'}"
-
-
-def test_a_kernel_is_taken_from_disk_the_second_time(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "cache_folder", lambda: tmp_path)
-
-    def nothing(call: int, thread: int, workers: int) -> None:
-        return
-
-    compiled.compile_kernel(nothing)
-    assert compiled._alive[-1].cache_hits == 0
-    compiled.compile_kernel(nothing)
-    assert compiled._alive[-1].cache_hits == 1
-    assert any(path.suffix == ".nbi" for path in tmp_path.iterdir())
-
-
-def test_what_is_on_disk_belongs_to_one_version_of_the_sources(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compiled.CACHE_VARIABLE, str(tmp_path))
-    find = compiled.cache_folder.__wrapped__
-    first = find()
-    monkeypatch.setattr("numba.__version__", "0.0")
-    assert find() != first
-    for version in range(compiled.KEPT_VERSIONS + 3):
-        monkeypatch.setattr("numba.__version__", f"0.{version}")
-        newest = find()
-    kept = [path for path in newest.parent.iterdir() if path.is_dir()]
-    assert newest in kept
-    assert len(kept) == compiled.KEPT_VERSIONS
 
 
 def test_a_record_that_does_not_fit_is_refused() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 
@@ -22,9 +23,14 @@ class Outcome:
 Run = Callable[..., Outcome]
 
 
-def start(*arguments: object, terminal: int | None = None) -> subprocess.Popen[str]:
-    """A command in a process of its own, with pipes for all streams; `terminal` takes its output streams instead."""
+def start(*arguments: object, terminal: int | None = None, cache: Path | None = None) -> subprocess.Popen[str]:
+    """A command in a process of its own, with pipes for all streams; `terminal` takes its output streams instead.
+
+    `cache` is where it keeps compiled kernels.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", "TERM": "xterm", "COLUMNS": "80"}
+    if cache is not None:
+        environment["SLOTWISE_CACHE"] = str(cache)
     words = [sys.executable, "-m", "slotwise", *map(str, arguments)]
     shown = subprocess.PIPE if terminal is None else terminal
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=shown, stderr=shown, text=True, env=environment)
