@@ -122,6 +122,14 @@ class Engine:
         if sequence.state != "done":
             self.roster.finish(sequence, "cancelled")
 
+    def close(self) -> None:
+        """End all requests and wait for what runs beside the host; the engine is not to be stepped afterwards."""
+        for sequence in [*self.roster.running, *self.roster.waiting]:
+            self.cancel(sequence)
+        self._flight = None
+        if self.executor.stream is not None:
+            self.executor.stream.join()
+
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""

@@ -14,6 +14,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from slotwise.async_llm import AsyncLLM as AsyncLLM
+    from slotwise.async_llm import AsyncStream as AsyncStream
     from slotwise.core.errors import BackendError as BackendError
     from slotwise.core.errors import CheckpointError as CheckpointError
     from slotwise.core.errors import KernelSelectionError as KernelSelectionError
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "slotwise.async_llm": ("AsyncLLM", "AsyncStream"),
     "slotwise.core.errors": (
         "BackendError",
         "CheckpointError",

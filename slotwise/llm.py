@@ -2,11 +2,12 @@
 
 Owns `LLM`. What always holds: everything that can be wrong with a checkpoint, an option or a plan is raised while
 loading; afterwards a request's failure is its own. Any number of `generate`, `stream` and `chat` calls may be under
-way at once, in one thread or several: they share the engine's steps.
+way at once, in one thread or several: they share the engine's steps. `AsyncLLM` is the same for asyncio.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,7 @@ from slotwise.engine.sampling import Sampling
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.inspect.crash import CrashRecorder
 from slotwise.inspect.record import Recorder, record
+from slotwise.keywords import known_keywords
 from slotwise.models.chat_template import ChatTemplate
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
@@ -42,7 +44,7 @@ Messages = Sequence[Mapping[str, object]]
 
 
 class LLM:
-    """A model ready to generate.
+    """A model ready to generate; `with LLM(...) as llm` frees its memory at the end, as `close` does.
 
     `model` is a Hugging Face folder; `draft` is None, the folder of a smaller model with the same vocabulary, or
     `"ngram"`. `backend` is a name, a list in order of preference, or a mapping of ops to either (`"*"` for the rest);
@@ -65,6 +67,7 @@ class LLM:
     something does not fit.
     """
 
+    @known_keywords
     def __init__(
         self,
         model: str | Path,
@@ -166,6 +169,7 @@ class LLM:
     @overload
     def generate(self, prompts: Sequence[Prompt], sampling: Samplings = None) -> list[Completion]: ...
 
+    @known_keywords
     def generate(self, prompts: Any, sampling: Samplings = None) -> Completion | list[Completion]:
         """Complete one prompt (text or token ids) or several; several run together and come back in order.
 
@@ -173,12 +177,10 @@ class LLM:
         A single prompt that cannot be served raises its error; among several it comes back as a completion with
         `finish_reason` `error`, and the others are not touched.
         """
-        prompts = unpacked(prompts, "prompts must be text, a list of token ids, or a list of either")
-        single = isinstance(prompts, str) or (bool(prompts) and not any(map(is_prompt, prompts)))
-        asked = [prompts] if single else list(prompts)
+        single, asked = self._asked(prompts, sampling)
         started: list[Running | Completion] = []
         try:
-            for prompt, each in zip(asked, self._samplings(sampling, len(asked)), strict=True):
+            for prompt, each in asked:
                 try:
                     started.append(self._engine.add(self._request(prompt, each)))
                 except SlotwiseError as error:
@@ -197,14 +199,14 @@ class LLM:
             raise found[0].error
         return found[0] if single else found
 
+    @known_keywords
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Stream:
         """Complete one prompt piece by piece: whole characters, as soon as they are certain.
 
         The last chunk has the `completion`. Closing or dropping the stream early cancels the request. Raises the
         request's error, at once when it cannot be served, else where it happens.
         """
-        (each,) = self._samplings(sampling, 1)
-        return Stream(self._engine, self._engine.add(self._request(prompt, each)), self._progress)
+        return Stream(self._engine, self._engine.add(self._request(prompt, self._one(sampling))), self._progress)
 
     def chat(self, messages: Messages, sampling: Sampling | None = None, **template: Any) -> Completion:
         """Complete a conversation: `messages` are mappings with `role` and `content`, rendered by the chat template.
@@ -222,6 +224,7 @@ class LLM:
         """The token ids that the chat template makes of `messages`."""
         return self.tokenizer.encode(self._template.render(messages, **template), add_special_tokens=False)
 
+    @known_keywords
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """The model's logits after each of `token_ids`, float32 [T, V].
 
@@ -241,10 +244,12 @@ class LLM:
             return self._plan
         return plan_model(self._folder, observe=observe, **{**self._named, **changes})
 
+    @known_keywords
     def ledger(self, steps: int = 3) -> str:
         """The last decode steps with their numbers, and the slot ledger as it is now."""
         return self._engine.show_history(steps)
 
+    @known_keywords
     def record(self, path: str | Path, *, tensors: bool = False) -> AbstractContextManager[Recorder]:
         """Record what runs within the `with` block into the file `path`, a line a step; see docs/recordings.md.
 
@@ -268,7 +273,35 @@ class LLM:
         """How the checkpoint's generation_config would sample: greedy where it says nothing."""
         return default_sampling(self._defaults, self._folder)
 
-    # Parts
+    # Closing
+
+    def close(self) -> None:
+        """Free the model's memory and threads; harmless when done before.
+
+        What runs, in other threads too, ends with `finish_reason` `cancelled`. What is asked of the engine afterwards
+        raises RequestError; the plan, the tokenizer and `chat_prompt` stay. PyTorch's own threads are the process's.
+        """
+        self._engine.close()
+        gc.collect()  # an engine and its observers know each other
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Parts, which AsyncLLM shares
+
+    def _asked(self, prompts: Any, sampling: Samplings) -> tuple[bool, list[tuple[Prompt, Sampling]]]:
+        """Whether one prompt is meant, and each prompt with its sampling."""
+        prompts = unpacked(prompts, "prompts must be text, a list of token ids, or a list of either")
+        single = isinstance(prompts, str) or (bool(prompts) and not any(map(is_prompt, prompts)))
+        asked = [prompts] if single else list(prompts)
+        return single, list(zip(asked, self._samplings(sampling, len(asked)), strict=True))
+
+    def _one(self, sampling: Sampling | None) -> Sampling:
+        (each,) = self._samplings(sampling, 1)
+        return each
 
     def _samplings(self, sampling: Samplings, count: int) -> list[Sampling]:
         return one_for_each(self.default_sampling if sampling is None else sampling, count)

@@ -2,7 +2,7 @@
 
 Owns `SharedEngine`. What always holds: one caller at a time touches the engine, in order of asking, so that none
 starves; Ctrl-C never lands in the middle of a step; a request that nobody holds any more is cancelled before the next
-use, not by the garbage collector, which may run in the middle of a step.
+use, not by the garbage collector, which may run in the middle of a step; once closed, it holds no engine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from types import FrameType
 
 import torch
 
+from slotwise.core.errors import RequestError
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Chunk, Request
 from slotwise.engine.score import score
@@ -62,21 +63,21 @@ class SharedEngine:
     """An engine behind turns."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine: Engine | None = engine
         self._turns = Turns()
         self._abandoned: deque[Running] = deque()
 
     @property
     def engine(self) -> Engine:
         """The engine itself, for tools that watch it; not to be stepped while anyone else may use it."""
-        return self._engine
+        return self._living()
 
     def add(self, request: Request) -> Running:
         """Queue a request; raises RequestError, and changes nothing, when it cannot be served at all."""
         added: list[Running] = []
         try:
-            with self._turn() as engine:
-                added.append(engine.add(request))
+            with self._turn():
+                added.append(self._living().add(request))
         except BaseException:
             # Ctrl-C held back until now: the caller never gets to hold the request, so nobody would end it.
             for sequence in added:
@@ -86,18 +87,24 @@ class SharedEngine:
 
     def step(self, sequence: Running, report: Report | None = None) -> Chunk | None:
         """Run one step of everything, unless `sequence` has ended; returns what is new of it, if anything."""
-        with self._turn() as engine:
-            if sequence.state != "done":
+        return self.advance([sequence], report)[0]
+
+    def advance(self, sequences: Sequence[Running], report: Report | None = None) -> list[Chunk | None]:
+        """Run one step of everything, unless all of `sequences` have ended; what is new of each, or None."""
+        with self._turn():
+            if any(sequence.state != "done" for sequence in sequences):
+                engine = self._living()
                 engine.step()
                 if report is not None:
                     report("reading the prompt", *engine.prefill_progress())
-            return sequence.take_chunk()
+            return [sequence.take_chunk() for sequence in sequences]
 
     def cancel(self, sequences: Iterable[Running]) -> None:
         """End requests at once; harmless for those that have ended."""
-        with self._turn() as engine:
-            for sequence in sequences:
-                engine.cancel(sequence)
+        with self._turn():
+            if self._engine is not None:  # else all have ended with it
+                for sequence in sequences:
+                    self._engine.cancel(sequence)
 
     def abandon(self, sequence: Running) -> None:
         """Have a request cancelled before the next use; may be called at any time, by a finaliser too."""
@@ -105,20 +112,34 @@ class SharedEngine:
 
     def score(self, token_ids: Sequence[int]) -> torch.Tensor:
         """See `slotwise.engine.score`."""
-        with self._turn() as engine:
-            return score(engine, token_ids)
+        with self._turn():
+            return score(self._living(), token_ids)
 
     def show_history(self, steps: int) -> str:
         """See `Engine.show_history`."""
-        with self._turn() as engine:
-            return engine.show_history(steps)
+        with self._turn():
+            return self._living().show_history(steps)
+
+    def close(self) -> None:
+        """End all requests and let the engine go; whoever waits for a step finds its request cancelled."""
+        with self._turn():
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+    def _living(self) -> Engine:
+        if self._engine is None:
+            raise RequestError("this model was closed, which freed its memory; load it again to ask it")
+        return self._engine
 
     @contextmanager
-    def _turn(self) -> Iterator[Engine]:
+    def _turn(self) -> Iterator[None]:
         with _uninterrupted(), self._turns:
             while self._abandoned:
-                self._engine.cancel(self._abandoned.popleft())
-            yield self._engine
+                abandoned = self._abandoned.popleft()
+                if self._engine is not None:
+                    self._engine.cancel(abandoned)
+            yield
 
 
 @contextmanager
