@@ -26,7 +26,7 @@ from slotwise.engine.sequence import Sequence as Running
 from slotwise.inspect.crash import CrashRecorder
 from slotwise.inspect.record import Recorder, record
 from slotwise.keywords import known_keywords
-from slotwise.models.chat_template import ChatTemplate
+from slotwise.models.chat_template import ChatTemplate, Tools
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer
@@ -208,21 +208,96 @@ class LLM:
         """
         return Stream(self._engine, self._engine.add(self._request(prompt, self._one(sampling))), self._progress)
 
-    def chat(self, messages: Messages, sampling: Sampling | None = None, **template: Any) -> Completion:
+    def chat(
+        self,
+        messages: Messages,
+        sampling: Sampling | None = None,
+        *,
+        tools: Tools | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        template_variables: Mapping[str, object] | None = None,
+        **unknown: object,
+    ) -> Completion:
         """Complete a conversation: `messages` are mappings with `role` and `content`, rendered by the chat template.
 
-        `template` are further variables of the template (`tools`, `enable_thinking`, ...). Raises RequestError when the
-        checkpoint has no chat template or it refuses the messages.
+        `tools` are schemas or Python functions that the model may call, `documents` mappings with `title` and `text`.
+        `chat_template` is another template, by its text or by the name of one of the checkpoint's.
+        `continue_final_message` has the model go on with the last message (text: with that field of it, such as
+        `reasoning_content`); otherwise it begins a message, unless `add_generation_prompt` is false.
+        `template_variables` are further variables of the template (`{"enable_thinking": False}`). The keywords mean
+        what they mean for transformers' `apply_chat_template`; docs/chat.md has all of its parameters.
+
+        Raises RequestError when the checkpoint has no chat template, it refuses the messages or reads nothing of what
+        is given to it; OptionError for a keyword that there is not.
         """
-        return self.generate(self.chat_prompt(messages, **template), sampling)
+        prompt = self.chat_prompt(
+            messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_variables=template_variables,
+            **unknown,
+        )
+        return self.generate(prompt, sampling)
 
-    def stream_chat(self, messages: Messages, sampling: Sampling | None = None, **template: Any) -> Stream:
+    def stream_chat(
+        self,
+        messages: Messages,
+        sampling: Sampling | None = None,
+        *,
+        tools: Tools | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        template_variables: Mapping[str, object] | None = None,
+        **unknown: object,
+    ) -> Stream:
         """`chat`, piece by piece."""
-        return self.stream(self.chat_prompt(messages, **template), sampling)
+        prompt = self.chat_prompt(
+            messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_variables=template_variables,
+            **unknown,
+        )
+        return self.stream(prompt, sampling)
 
-    def chat_prompt(self, messages: Messages, **template: Any) -> list[int]:
-        """The token ids that the chat template makes of `messages`."""
-        return self.tokenizer.encode(self._template.render(messages, **template), add_special_tokens=False)
+    def chat_prompt(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        documents: Sequence[Mapping[str, object]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
+        template_variables: Mapping[str, object] | None = None,
+        **unknown: object,
+    ) -> list[int]:
+        """The token ids that the chat template makes of `messages`; keywords as for `chat`."""
+        text = self._template.render(
+            messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            template_variables=template_variables,
+            **unknown,
+        )
+        given = {"tools": tools, "documents": documents, **(template_variables or {})}
+        asked = [name for name, value in given.items() if value or name in (template_variables or {})]
+        self._template.refuse_unread(asked, chat_template, tools)
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     @known_keywords
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:

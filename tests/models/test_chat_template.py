@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from slotwise.core.errors import CheckpointError, RequestError
 from slotwise.models.chat_template import TEMPLATE_BYTES, ChatTemplate
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "chat_templates"
+BESIDE = [folder / "shared" / "chat_templates" for folder in Path(__file__).parents[3:]]
+SHARED = next((folder for folder in BESIDE if folder.is_dir()), BESIDE[0])
 NAMES = (
     "GLM-4.6", "HuggingFaceTB-SmolLM3-3B", "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "Qwen3-Coder",
     "deepseek-ai-DeepSeek-V3.1", "google-gemma-2-2b-it", "meta-llama-Llama-3.1-8B-Instruct",
@@ -51,18 +52,20 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def both(source: str, messages: list[dict[str, Any]], **options: Any) -> tuple[str | None, str | None]:
+def both(
+    source: str, messages: list[dict[str, Any]], *, tools: Any = None, add_generation_prompt: bool = True, **extra: Any
+) -> tuple[str | None, str | None]:
     """What we render and what transformers renders; None where that raised (ours: a `RequestError`)."""
     compiled = pytest.importorskip("transformers.utils.chat_template_utils")._compile_jinja_template(source)
-    given_options = {"tools": None, "add_generation_prompt": True, **options}
+    options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
     ours: str | None
     theirs: str | None
     try:
-        ours = ChatTemplate(source, "template", SPECIAL).render(messages, **given_options)
+        ours = ChatTemplate(source, "template", SPECIAL).render(messages, template_variables=extra, **options)
     except RequestError:
         ours = None
     try:
-        theirs = compiled.render(messages=messages, documents=None, **SPECIAL, **given_options)
+        theirs = compiled.render(messages=messages, documents=None, **SPECIAL, **options, **extra)
     except Exception:  # whatever the oracle raises
         theirs = None
     return ours, theirs
@@ -125,7 +128,7 @@ def test_what_templates_are_written_with_means_what_it_means_in_transformers(sou
 
 
 @settings(max_examples=100, deadline=None)
-@given(contents=st.lists(st.text(max_size=20), max_size=5), prompt=st.booleans())
+@given(contents=st.lists(st.text(max_size=20), min_size=1, max_size=5), prompt=st.booleans())
 def test_any_contents_render_as_in_transformers(contents: list[str], prompt: bool) -> None:
     source = (
         "{% for m in messages %}{{ '<|' ~ m['role'] ~ '|>\\n' }}{{ m.content|trim }}{{ m|tojson }}{% endfor %}"
@@ -153,6 +156,7 @@ def test_a_refusal_of_the_template_is_the_requests_fault() -> None:
     ("messages", "message"),
     [
         ("hi", "must be a list of mappings"),
+        ([], "must have one message at least"),
         (HELLO[0], "must be a list of mappings"),
         (None, "must be a list of mappings"),
         (["hi"], r"messages\[0\] must be a mapping"),
@@ -175,9 +179,9 @@ def test_data_nested_without_end_is_refused() -> None:
     with pytest.raises(RequestError, match="nested more than"):
         ChatTemplate("x", "mine").render([{"role": "user", "content": loop}])
     with pytest.raises(RequestError, match="tools"):
-        ChatTemplate("x", "mine").render(HELLO, tools=[{"f": print}])
-    with pytest.raises(RequestError, match="now is a object"):
-        ChatTemplate("x", "mine").render(HELLO, now=object())
+        ChatTemplate("x", "mine").render(HELLO, tools=[{"f": object()}])
+    with pytest.raises(RequestError, match=r"template_variables\['now'\] is a object"):
+        ChatTemplate("x", "mine").render(HELLO, template_variables={"now": object()})
 
 
 def test_templates_are_found_where_checkpoints_keep_them(tmp_path: Path) -> None:
@@ -204,7 +208,8 @@ def test_templates_are_found_where_checkpoints_keep_them(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "template", [3, {"default": "x"}, [{"name": "a", "template": "x"}], [{"name": "default"}], ["x"], "x" * 200_000]
+    "template",
+    [3, {"default": 3}, [{"name": "a", "template": "x"}] * 2, [{"name": "default"}], ["x"], [[]], "x" * 200_000],
 )
 def test_a_template_of_another_kind_is_refused(tmp_path: Path, template: object) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
