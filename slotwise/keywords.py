@@ -1,7 +1,8 @@
 """Keywords that nothing here has, refused with the nearest that it has.
 
 Owns `known_keywords`. What always holds: a function so marked keeps its signature and its types; a keyword that it does
-not know is an OptionError before any of it runs, and one that a Sampling knows is sent there.
+not know is an OptionError before any of it runs, and one that a Sampling knows is sent there; what a chat does not
+know is answered by the table of its parameters.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from slotwise.core.errors import OptionError, nearest
 from slotwise.engine.sampling import Sampling
+from slotwise.models.chat_parameters import refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,4 +43,6 @@ def _refusal(function: Callable[..., object], name: str, known: list[str]) -> st
     if "sampling" in known and not nearest(name, known) and (name in asked or nearest(name, asked)):
         field = name if name in asked else nearest(name, asked).split("'")[1]
         return f"{called} has no keyword {name!r}: what is sampled goes into sampling=slotwise.Sampling({field}=...)"
+    if "template_variables" in known:
+        refuse_unknown([name])
     return f"{called} has no keyword {name!r}{nearest(name, known)}; there are {', '.join(known)}"

@@ -208,6 +208,7 @@ class LLM:
         """
         return Stream(self._engine, self._engine.add(self._request(prompt, self._one(sampling))), self._progress)
 
+    @known_keywords
     def chat(
         self,
         messages: Messages,
@@ -219,7 +220,6 @@ class LLM:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | str = False,
         template_variables: Mapping[str, object] | None = None,
-        **unknown: object,
     ) -> Completion:
         """Complete a conversation: `messages` are mappings with `role` and `content`, rendered by the chat template.
 
@@ -241,10 +241,10 @@ class LLM:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             template_variables=template_variables,
-            **unknown,
         )
         return self.generate(prompt, sampling)
 
+    @known_keywords
     def stream_chat(
         self,
         messages: Messages,
@@ -256,7 +256,6 @@ class LLM:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | str = False,
         template_variables: Mapping[str, object] | None = None,
-        **unknown: object,
     ) -> Stream:
         """`chat`, piece by piece."""
         prompt = self.chat_prompt(
@@ -267,10 +266,10 @@ class LLM:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             template_variables=template_variables,
-            **unknown,
         )
         return self.stream(prompt, sampling)
 
+    @known_keywords
     def chat_prompt(
         self,
         messages: Messages,
@@ -281,7 +280,6 @@ class LLM:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | str = False,
         template_variables: Mapping[str, object] | None = None,
-        **unknown: object,
     ) -> list[int]:
         """The token ids that the chat template makes of `messages`; keywords as for `chat`."""
         text = self._template.render(
@@ -292,7 +290,6 @@ class LLM:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             template_variables=template_variables,
-            **unknown,
         )
         given = {"tools": tools, "documents": documents, **(template_variables or {})}
         asked = [name for name, value in given.items() if value or name in (template_variables or {})]

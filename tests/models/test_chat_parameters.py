@@ -80,3 +80,13 @@ def test_documents_reach_the_template() -> None:
     for wrong in ("text", ["text"], {"title": "a"}):
         with pytest.raises(RequestError, match="documents"):
             template.render(HELLO, documents=wrong)  # type: ignore[arg-type]
+
+
+def test_a_keyword_of_sampling_is_sent_there() -> None:
+    llm = object.__new__(LLM)
+    with pytest.raises(OptionError, match=r"sampling=slotwise\.Sampling\(max_new_tokens=\.\.\.\)"):
+        llm.chat(HELLO, max_new_tokens=3)  # type: ignore[call-arg]
+    with pytest.raises(OptionError, match="'padding' has no meaning when generating"):
+        llm.stream_chat(HELLO, padding=True)  # type: ignore[call-arg]
+    with pytest.raises(OptionError, match=r"template_variables=\{'enable_thinking': \.\.\.\}"):
+        llm.chat_prompt(HELLO, enable_thinking=False)  # type: ignore[call-arg]
