@@ -30,7 +30,16 @@ from slotwise.models.chat_template import ChatTemplate, Tools
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer
-from slotwise.planning import NGRAM, check_path, check_saved, compile_for, load_draft, plan_model, settle_options
+from slotwise.planning import (
+    DRAFTING,
+    NGRAM,
+    check_path,
+    check_saved,
+    compile_for,
+    load_draft,
+    plan_model,
+    settle_options,
+)
 from slotwise.plans.compile import AfterPass
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
@@ -51,10 +60,11 @@ class LLM:
     left out, it is `numba_cpu` where that runs.
     `capacity` is the most tokens of a sequence, prompt included (default: the model's maximum, at most 4096);
     `page_size` the slots of a page; `pages` the pages of each role's pool; `max_sequences` how many run at once;
-    `speculate` the greatest draft width; `acceptance` `"coupled"` (the output does not depend on the drafter) or
-    `"rejection"`; `dtype` what to compute in (default: the checkpoint's); `weights` how the matrices of both models are
-    held: `"native"` (default), or quantised while loading, `"int8"`, `"int4"` or `"int4_zp"`. A `preset` gives values
-    for those left out.
+    `dtype` what to compute in (default: the checkpoint's); `weights` how the matrices of both models are held:
+    `"native"` (default), or quantised while loading, `"int8"`, `"int4"` or `"int4_zp"`.
+    `speculate` is the greatest draft width; `acceptance` `"coupled"` (the output does not depend on the drafter) or
+    `"rejection"`; `adaptive` whether widths follow what was accepted lately. These three are refused without a drafter,
+    but for `speculate=0`. A `preset` gives values for those left out; what it says of drafts waits for a drafter.
     `plan`, a saved plan or its file, stands for all of these: its options are taken, and any difference between it and
     what this version makes of these checkpoints is an error.
     `threads` is how many threads compute, PyTorch's for the whole process included (default: one for each core; 1 is
@@ -120,7 +130,7 @@ class LLM:
             plan = Plan.load(plan)
         saved = plan
         if saved is None:
-            options = settle_options(preset, given)
+            options = settle_options(preset, given, draft)
             self._named = {"draft": draft, "preset": preset, **given}
         else:
             if given or preset is not None:
@@ -314,7 +324,10 @@ class LLM:
         """
         if not changes and observe is None:
             return self._plan
-        return plan_model(self._folder, observe=observe, **{**self._named, **changes})
+        named = {**self._named, **changes}
+        if named["draft"] is None:  # what was said of a drafter that is gone, or that a saved plan had not
+            named = {name: value for name, value in named.items() if name in changes or name not in DRAFTING}
+        return plan_model(self._folder, observe=observe, **named)
 
     @known_keywords
     def ledger(self, steps: int = 3) -> str:

@@ -28,17 +28,29 @@ Drafter = LoadedModel | str | None
 """A draft model, `"ngram"`, or nothing."""
 
 
-def settle_options(preset: str | Path | None, given: Mapping[str, Any]) -> PlanOptions:
+DRAFTING = ("speculate", "acceptance", "adaptive")
+"""Options that say how drafts are made and judged."""
+
+
+def settle_options(preset: str | Path | None, given: Mapping[str, Any], draft: object) -> PlanOptions:
     """The preset's options, or the defaults, with those that were given (not None) in place.
 
-    Where neither names a backend, it is the machine's default.
+    Where neither names a backend, it is the machine's default. Without a drafter an option of `DRAFTING` that was given
+    is an OptionError, but for `speculate` 0, which says so; in a preset it waits for a drafter.
     """
     if preset is not None:
         check_path("preset", preset, "a name or the path of a TOML file")
     named = given.get("backend") is not None or (preset is not None and "backend" in read_preset(preset))
     start = PlanOptions() if named else PlanOptions(backend=parse_preference(default_backend()))
     options = start if preset is None else apply_preset(start, preset)
-    return options.with_changes(**{name: value for name, value in given.items() if value is not None})
+    settled = options.with_changes(**{name: value for name, value in given.items() if value is not None})
+    idle = [name for name in DRAFTING if given.get(name) is not None and (name, given[name]) != ("speculate", 0)]
+    if draft is None and idle:
+        raise OptionError(
+            f"{idle[0]} {given[idle[0]]} says how drafts are made or judged, and nothing drafts: give draft, a draft "
+            f"model's folder or '{NGRAM}', or leave {' and '.join(idle)} out"
+        )
+    return settled
 
 
 def load_draft(draft: str | Path | None, tokenizer: Tokenizer, dtype: DType | None) -> Drafter:
@@ -78,7 +90,7 @@ def plan_model(
 ) -> Plan:
     """The plan of a checkpoint folder, from its config and headers alone: no weight is read."""
     check_path("model", model, "a checkpoint folder")
-    settled = settle_options(preset, options)
+    settled = settle_options(preset, options, draft)
     loaded = load_model(model, settled.dtype)
     drafter = None if draft is None else load_draft(draft, Tokenizer.load(model), settled.dtype)
     return compile_for(loaded, drafter, settled, observe)

@@ -98,11 +98,11 @@ def stats_line(completion: Completion) -> str:
     """Speed, acceptance and slots in one line."""
     stats = completion.stats
     slots = ", ".join(f"{role} {count}" for role, count in stats.slots.items())
+    drafts = f", {stats.accepted} of {stats.drafted} drafts accepted ({stats.acceptance:.0%})" if stats.drafted else ""
     return (
         f"[{stats.new_tokens} tokens, {completion.finish_reason}; {stats.tokens_per_second:.1f} tok/s after "
-        f"{stats.seconds_to_first_token * 1000:.0f} ms to the first; {stats.verifications} verifications, "
-        f"{stats.accepted} of {stats.drafted} drafts accepted ({stats.acceptance:.0%}); most slots: {slots}; "
-        f"seed {stats.seed}]"
+        f"{stats.seconds_to_first_token * 1000:.0f} ms to the first; {stats.verifications} verifications{drafts}; "
+        f"most slots: {slots}; seed {stats.seed}]"
     )
 
 

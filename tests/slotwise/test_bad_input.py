@@ -217,7 +217,7 @@ COMMANDS = [
     (1, "generate {model} --prompt x --plan {no_plan} --capacity 9", ["'slotwise_plan' is missing"]),
     (1, "chat {model}", ["no chat template"]),
     (1, "plan verify {no_plan}", ["'slotwise_plan' is missing"]),
-    (1, "plan show {model} --acceptance coupled --capacity 99", ["capacity=64 or less"]),
+    (1, "plan show {model} --capacity 99", ["capacity=64 or less"]),
 ]
 
 
