@@ -140,10 +140,7 @@ class DecodeRunner:
     def _verify_call(
         self, binding: Binding, sequences: SequenceOf[Sequence], places: Ints, drafting: Drafting
     ) -> list[Verdict]:
-        lanes = binding.lanes[places]
-        begin = binding.length[places] - 1
-        end = begin + binding.width[places] + 1
-        rows = run_rows(self._executor, self._target, self._lanes, TARGET, lanes, begin, end)
+        rows = run_rows(self._executor, self._target, self._lanes, binding.reserved(TARGET).at(places))
         self._edit_logits(sequences, places, rows, drafting)
         return self._acceptance.judge(rows, self._scores_by_row(binding, places, rows, drafting))
 

@@ -13,6 +13,7 @@ import numpy as np
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.plans.program import DECODE
+from slotwise.slots.binding import BoundSpan
 from slotwise.slots.ledger import RoleLedger
 from slotwise.slots.rows import FilledRows, fill_rows
 from slotwise.slots.verify_binding import verify_rows
@@ -22,15 +23,12 @@ def run_rows(
     executor: Executor,
     ledger: RoleLedger,
     lanes: Lanes,
-    role: str,
-    chosen: Ints,
-    begin: Ints,
-    end: Ints,
+    span: BoundSpan,
     kind: str = DECODE,
 ) -> FilledRows:
-    """Run positions `begin .. end` of the lanes `chosen` through `role`; their logits are in the engine's array."""
-    filled = prepare_rows(executor, ledger, lanes, role, chosen, begin, end, kind)
-    executor.run(role, kind, filled.bucket)
+    """Run the positions of `span` through its role's model; their logits are in the engine's array."""
+    filled = prepare_rows(executor, ledger, lanes, span, kind)
+    executor.run(span.role, kind, filled.bucket)
     return filled
 
 
@@ -38,16 +36,13 @@ def prepare_rows(
     executor: Executor,
     ledger: RoleLedger,
     lanes: Lanes,
-    role: str,
-    chosen: Ints,
-    begin: Ints,
-    end: Ints,
+    span: BoundSpan,
     kind: str = DECODE,
 ) -> FilledRows:
     """Fill and verify the rows of `run_rows`, and run nothing."""
-    bucket = executor.bucket(role, kind, int((end - begin).sum()))
-    inputs = executor.row_inputs(role, bucket)
-    filled = fill_rows(inputs, ledger, lanes.tokens, chosen, begin, end)
+    bucket = executor.bucket(span.role, kind, span.rows)
+    inputs = executor.row_inputs(span.role, bucket)
+    filled = fill_rows(inputs, ledger, lanes.tokens, span)
     verify_rows(inputs, filled, ledger)
     return filled
 

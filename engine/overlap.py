@@ -73,15 +73,14 @@ class Overlap:
 
     def start(self, binding: Binding, sequences: SequenceOf[Sequence], before: Flight | None = None) -> Flight:
         """Fill and verify the step's rows and start it; with `before`, on the tokens that that flight samples."""
-        length, lanes = binding.length, binding.lanes
-        rows = prepare_rows(self._executor, self._target, self._lanes, TARGET, lanes, length - 1, length)
+        rows = prepare_rows(self._executor, self._target, self._lanes, binding.reserved(TARGET))
         follows = None
         if before is not None:
-            follows = _places(before.rows.lanes, lanes)
+            follows = _places(before.rows.lanes, rows.lanes)
             verify_follow(before.rows, rows, follows, self._target)
         kind = self._sampler.cheapest(SAMPLE, rows.row_lanes)
         if kind != GREEDY:
-            self._sampler.set_controls(rows.row_lanes, length)
+            self._sampler.set_controls(rows.row_lanes, binding.length)
         keys = (
             (TARGET, DECODE, rows.bucket),
             (SAMPLER, kind, self._executor.bucket(SAMPLER, kind, rows.rows)),

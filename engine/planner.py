@@ -13,7 +13,7 @@ import numpy as np
 
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.plans.plan import Plan
-from slotwise.slots.binding import Binding, WidthFormula, bind_decode
+from slotwise.slots.binding import Binding, Reach, WidthFormula, bind_decode
 from slotwise.slots.ledger import Ledger, RoleLedger
 from slotwise.slots.step import DRAFT, TARGET
 from slotwise.slots.verify_binding import verify_binding
@@ -31,6 +31,7 @@ class DecodePlanner:
             constants["draft_capacity"] = plan.role(DRAFT).capacity
         self._step = plan.step("decode")
         self._formula = WidthFormula(self._step, constants)
+        self._reach = {role.role: Reach(self._step, role.role) for role in plan.roles}
         self._lanes = lanes
         self._ledger = ledger
         self._target = ledger[TARGET]
@@ -40,7 +41,7 @@ class DecodePlanner:
 
     def lacks_pages(self, chosen: Ints) -> bool:
         """Whether the pool cannot give each lane even the slot of its pending token: someone must be preempted."""
-        return not self._fits(self._target, chosen, self._lanes.length[chosen])
+        return not self._fits(self._target, chosen, self._reach[TARGET](self._lanes.length[chosen], 0))
 
     def bind(self, epoch: int, sequences: Sequence[int], chosen: Ints, offered: Ints) -> Binding:
         """Widths for the lanes `chosen`, at most `offered`; spans reserved in every role; verified.
@@ -56,8 +57,9 @@ class DecodePlanner:
         }
         width = self._formula.widths(values)
         drafts = np.count_nonzero(width)
-        if drafts and not self._fits(self._target, chosen, length + width):
-            values["room"] = self._rooms(self._target, chosen, length, length + width)
+        reach = self._reach[TARGET]
+        if drafts and not self._fits(self._target, chosen, reach(length, width)):
+            values["room"] = self._rooms(self._target, chosen, reach(length, 0), reach(length, width))
             width = self._formula.widths(values)
         filled = None
         if self._draft is not None:
@@ -76,10 +78,13 @@ class DecodePlanner:
     def _fit_draft(self, chosen: Ints, length: Ints, width: Ints) -> Ints:
         """`width`, but 0 for lanes that the draft role's pool has no pages for."""
         draft = self._draft
-        if draft is None or self._fits(draft, chosen, length + width - 1):
+        if draft is None:
+            return width
+        ends = self._reach[DRAFT](length, width)
+        if self._fits(draft, chosen, ends):
             return width
         left = draft.pool.available
-        short = draft.pages_short(chosen, length + width - 1)
+        short = draft.pages_short(chosen, ends)
         fitted = width.copy()
         for i in np.flatnonzero(width).tolist():
             if short[i] <= left:

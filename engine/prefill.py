@@ -159,7 +159,7 @@ class Prefiller:
         if kind == PREFILL:
             self._executor.set_logit_row(end - begin - 1)
         span = binding.spans[0]
-        run_rows(self._executor, ledger, self._lanes, role, span.lanes, span.begin, span.end, kind)
+        run_rows(self._executor, ledger, self._lanes, span, kind)
         ledger.commit(lanes, span.end)
         if role == TARGET:
             self.publish(sequence)

@@ -16,6 +16,7 @@ from slotwise.engine.engine import Engine
 from slotwise.engine.model_call import run_rows
 from slotwise.engine.parts import check_prompt
 from slotwise.plans.program import DECODE
+from slotwise.slots.binding import BoundSpan
 from slotwise.slots.step import TARGET
 
 
@@ -39,7 +40,7 @@ def score(engine: Engine, token_ids: Sequence[int]) -> torch.Tensor:
             end = min(begin + most, len(token_ids))
             ends = np.array([end])
             ledger.reserve(lanes, ends)
-            run_rows(engine.executor, ledger, engine.lanes, TARGET, lanes, np.array([begin]), ends)
+            run_rows(engine.executor, ledger, engine.lanes, BoundSpan(TARGET, lanes, np.array([begin]), ends))
             found[begin:end] = engine.executor.buffers["logits"][: end - begin]
             ledger.commit(lanes, ends)
     except OutOfPages as error:

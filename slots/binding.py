@@ -1,6 +1,6 @@
 """A step with its numbers bound.
 
-Owns `WidthFormula`, `BoundSpan`, `Binding` and `bind_decode` / `bind_prefill`. What always holds: a binding is
+Owns `WidthFormula`, `Reach`, `BoundSpan`, `Binding` and `bind_decode` / `bind_prefill`. What always holds: a binding is
 complete and frozen when it is made (its arrays are read-only), its spans and widths are the plan's expressions
 evaluated, nothing else; it carries the epoch of its step, and results of another epoch are not accepted for it.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slotwise.core.errors import PlanError
 from slotwise.slots.affine import Affine
 from slotwise.slots.step import DRAFT, TARGET, Span, Step
 
@@ -46,6 +47,21 @@ class WidthFormula:
         return found
 
 
+class Reach:
+    """How far a step reserves in one role: the end of its span, an expression of the plan."""
+
+    def __init__(self, step: Step, role: str) -> None:
+        span = step.span("reserve", role)
+        if span is None:
+            raise PlanError(f"step {step.name} reserves nothing in role {role!r}")
+        self._end = span.end
+
+    def __call__(self, length: Ints, width: Ints | int) -> Ints:
+        """The end for sequences of `length` tokens that draft `width`."""
+        found: Ints = self._end.evaluate({"len": length, "k": width})
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class BoundSpan:
     """Slots `begin[i] .. end[i]` of lane `lanes[i]`, all of one role; arrays are read-only int64[n]."""
@@ -59,6 +75,10 @@ class BoundSpan:
     def rows(self) -> int:
         """Slots in all lanes together."""
         return int((self.end - self.begin).sum())
+
+    def at(self, places: Ints | slice) -> BoundSpan:
+        """The spans of some of the lanes: those at `places`."""
+        return BoundSpan(self.role, self.lanes[places], self.begin[places], self.end[places])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +105,13 @@ class Binding:
             if span.role == role:
                 return span
         return None
+
+    def reserved(self, role: str) -> BoundSpan:
+        """The span of `role`; raises KeyError when this step touches none of its slots."""
+        span = self.span(role)
+        if span is None:
+            raise KeyError(role)
+        return span
 
 
 def frozen(array: Any) -> Ints:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from slotwise.slots.binding import BoundSpan
 from slotwise.slots.ledger import RoleLedger
 from slotwise.slots.pages import SCRATCH_PAGE
 from slotwise.slots.rows import FilledRows, Ints, Ints32, RowInputs, fill_rows
@@ -31,14 +32,13 @@ class RoundInputs:
 
 @dataclass(frozen=True, slots=True)
 class FilledRounds:
-    """Which rows a loop has: the `first` round's, and of lane `lanes[i]`, with `length[i]` known tokens, one in each of
-    the first `width[i]` rounds; `width` falls. `sequences` is the loop's bucket of sequences.
+    """Which rows a loop has: the `first` round's, and of lane `span.lanes[i]` one in each of the first `width[i]`
+    rounds, the last one at `span.end[i] - 1`. Widths fall. `sequences` is the loop's bucket of sequences.
     """
 
     first: FilledRows
     sequences: int
-    lanes: Ints
-    length: Ints
+    span: BoundSpan
     width: Ints
 
     @property
@@ -47,14 +47,27 @@ class FilledRounds:
         return int(self.width[0])
 
 
-def first_rows(lanes: Ints, length: Ints, filled: Ints) -> tuple[Ints, Ints]:
-    """(lanes, positions) of the first round: each lane's last known token, then those from its mark `filled` on."""
-    behind = length - 1 - filled
-    if not np.count_nonzero(behind):
-        return lanes, length - 1
-    place = np.repeat(np.arange(lanes.size), behind)
-    within = np.arange(place.size) - np.repeat(np.cumsum(behind) - behind, behind)
-    return np.concatenate([lanes, lanes[place]]), np.concatenate([length - 1, filled[place] + within])
+def first_rows(span: BoundSpan, width: Ints) -> BoundSpan:
+    """The rows of the first round, a span of one slot each: each lane's last known token, then those from its mark on.
+
+    `span` is what a drafting step reserves: from the mark to one before the last draft.
+    """
+    lanes, last = span.lanes, span.end - width
+    behind = last - span.begin
+    if np.count_nonzero(behind):
+        place = np.repeat(np.arange(lanes.size), behind)
+        within = np.arange(place.size) - np.repeat(np.cumsum(behind) - behind, behind)
+        lanes, last = np.concatenate([lanes, lanes[place]]), np.concatenate([last, span.begin[place] + within])
+    return BoundSpan(span.role, lanes, last, last + 1)
+
+
+def round_of(span: BoundSpan, width: Ints, number: int) -> BoundSpan:
+    """What round `number` feeds when rounds run one by one: the first from the mark on, each later one its newest slot.
+
+    Every lane of `span` must draft in that round: `number < width`.
+    """
+    end = span.end - width + 1 + number
+    return BoundSpan(span.role, span.lanes, end - 1 if number else span.begin, end)
 
 
 def fill_rounds(
@@ -63,25 +76,22 @@ def fill_rounds(
     sequences: int,
     ledger: RoleLedger,
     tokens: Ints32,
-    lanes: Ints,
-    length: Ints,
+    span: BoundSpan,
     width: Ints,
 ) -> FilledRounds:
-    """Write the rows of all rounds; `tokens` is [lanes, capacity], `width` is 1 or more and falls.
+    """Write the rows of all rounds of `span`; `tokens` is [lanes, capacity], `width` is 1 or more and falls.
 
     The first round's rows must fit `first`, the lanes `sequences`, the rounds `later`.
     """
-    row_lanes, position = first_rows(lanes, length, ledger.committed[lanes])
-    last = length + width - 1
-    rows = fill_rows(first, ledger, tokens, row_lanes, position, position + 1, int(last.max()))
-    filled = FilledRounds(rows, sequences, lanes, length, width)
+    rows = fill_rows(first, ledger, tokens, first_rows(span, width), int(span.end.max()))
+    filled = FilledRounds(rows, sequences, span, width)
     rounds = filled.rounds - 1
     if not rounds:
         return filled
-    n, size = lanes.size, ledger.page_size
+    lanes, n, size = span.lanes, span.lanes.size, ledger.page_size
     number = np.arange(1, rounds + 1)[:, None]
     # Whoever is done stands where it last drafted, but is padding.
-    position = np.minimum(length - 1 + number, last - 1)
+    position = np.minimum(span.end - width + number, span.end - 1)
     column = position // size
     slots = ledger.page_table[lanes, column] * size + (position - column * size)
     kv_len = position + 1

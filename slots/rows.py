@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from slotwise.slots.binding import BoundSpan
 from slotwise.slots.ledger import RoleLedger
 from slotwise.slots.pages import SCRATCH_PAGE
 
@@ -55,14 +56,13 @@ class FilledRows:
         return int(self.row_start[-1])
 
 
-def fill_rows(
-    inputs: RowInputs, ledger: RoleLedger, tokens: Ints32, lanes: Ints, begin: Ints, end: Ints, upto: int = 0
-) -> FilledRows:
-    """Write the rows for positions `begin .. end` of each lane into `inputs`; `tokens` is [lanes, capacity].
+def fill_rows(inputs: RowInputs, ledger: RoleLedger, tokens: Ints32, span: BoundSpan, upto: int = 0) -> FilledRows:
+    """Write the rows for the positions of `span` into `inputs`; `tokens` is [lanes, capacity].
 
     Every lane must have at least one row, and all of them must fit the bucket. Page tables reach the longest end, and
     `upto` where more is read through them later.
     """
+    lanes, begin, end = span.lanes, span.begin, span.end
     count = end - begin
     n = lanes.size
     row_start = np.zeros(n + 1, np.int64)

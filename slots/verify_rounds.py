@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from slotwise.core.errors import VerificationError
+from slotwise.slots.binding import BoundSpan
 from slotwise.slots.ledger import RoleLedger
 from slotwise.slots.pages import SCRATCH_PAGE
 from slotwise.slots.rounds import FilledRounds, RoundInputs, first_rows
@@ -22,8 +23,8 @@ def verify_rounds(first: RowInputs, later: RoundInputs, filled: FilledRounds, le
 
     Raises VerificationError: `row order`, `slots`, `kv length`, `page table` or `padding`.
     """
-    n, lanes, length, width = filled.lanes.size, filled.lanes, filled.length, filled.width
-    last = length + width - 1
+    span, width = filled.span, filled.width
+    n, lanes, last = span.lanes.size, span.lanes, span.end
     if some(width < 1) or some(width[1:] > width[:-1]) or n > filled.sequences:
         raise VerificationError(
             "row order", f"{ledger.role}: widths {width.tolist()} must fall, for up to {filled.sequences} sequences"
@@ -35,15 +36,15 @@ def verify_rounds(first: RowInputs, later: RoundInputs, filled: FilledRounds, le
             f"{ledger.reserved[lanes].tolist()}",
         )
     # Together a lane's rows are all from its committed mark on, so each sees those before it as this call's own.
-    row_lanes, position = first_rows(lanes, length, ledger.committed[lanes])
+    expected = first_rows(BoundSpan(span.role, lanes, ledger.committed[lanes], last), width)
     rows = filled.first
-    if rows.lanes.size != row_lanes.size or some((rows.lanes != row_lanes) | (rows.begin != position)):
+    if rows.lanes.size != expected.lanes.size or some((rows.lanes != expected.lanes) | (rows.begin != expected.begin)):
         raise VerificationError(
             "row order",
             f"{ledger.role}: the first round feeds positions {rows.begin.tolist()} of lanes {rows.lanes.tolist()}, "
-            f"expected {position.tolist()} of {row_lanes.tolist()}",
+            f"expected {expected.begin.tolist()} of {expected.lanes.tolist()}",
         )
-    verify_call(first, rows, ledger, position)
+    verify_call(first, rows, ledger, expected.begin)
     columns = -(-int(last.max()) // ledger.page_size)
     if some(-(-last // ledger.page_size) > ledger.page_count[lanes]) or some(
         first.page_table[:n, :columns] != ledger.page_table[lanes, :columns]
@@ -60,7 +61,8 @@ def verify_rounds(first: RowInputs, later: RoundInputs, filled: FilledRounds, le
 
 def _verify_later(later: RoundInputs, filled: FilledRounds, ledger: RoleLedger) -> None:
     """The rounds after the first, all at once: arrays over [rounds, sequences]."""
-    n, most, rounds = filled.lanes.size, filled.sequences, filled.rounds - 1
+    lanes = filled.span.lanes
+    n, most, rounds = lanes.size, filled.sequences, filled.rounds - 1
     if rounds > len(later.positions):
         raise VerificationError("row order", f"{ledger.role}: {rounds} later rounds, room for {len(later.positions)}")
     number = np.arange(1, rounds + 1)[:, None]
@@ -72,7 +74,7 @@ def _verify_later(later: RoundInputs, filled: FilledRounds, ledger: RoleLedger) 
             f"{ledger.role}: row_start {later.row_start[:rounds, : most + 1].tolist()} must give those who draft a row",
         )
     position, slots = later.positions[:rounds, :n], later.slots[:rounds, :n]
-    expected = filled.length - 1 + number
+    expected = filled.span.end - filled.width + number
     kv_len = later.kv_len[:rounds, :most]
     if some(kv_len[:, :n] != np.where(drafting, expected + 1, 0)) or some(kv_len[:, n:]):
         raise VerificationError(
@@ -87,12 +89,12 @@ def _verify_later(later: RoundInputs, filled: FilledRounds, ledger: RoleLedger) 
     size, pool = ledger.page_size, ledger.pool
     page = slots // size
     owner, ordinal = pool.owner.take(page, mode="clip"), pool.ordinal.take(page, mode="clip")
-    wrong = (page < 0) | (page > pool.total) | (owner != filled.lanes) | ((ordinal - page) * size + slots != position)
+    wrong = (page < 0) | (page > pool.total) | (owner != lanes) | ((ordinal - page) * size + slots != position)
     if some(drafting & wrong):
         r, i = (int(at[0]) for at in np.nonzero(drafting & wrong))
         raise VerificationError(
             "slots",
-            f"{ledger.role}: round {r + 1} of lane {filled.lanes[i]} at position {position[r, i]} would write slot "
+            f"{ledger.role}: round {r + 1} of lane {lanes[i]} at position {position[r, i]} would write slot "
             f"{slots[r, i]}, which is not that position's in a page of its own",
         )
     if some(~drafting & (page != SCRATCH_PAGE)) or some(later.slots[:rounds, n:most] // size != SCRATCH_PAGE):

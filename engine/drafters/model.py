@@ -20,9 +20,9 @@ from slotwise.engine.sampler import Sampler
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import DECODE
 from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
-from slotwise.slots.binding import Binding
+from slotwise.slots.binding import Binding, BoundSpan
 from slotwise.slots.ledger import Ledger
-from slotwise.slots.rounds import FilledRounds, fill_rounds
+from slotwise.slots.rounds import FilledRounds, fill_rounds, round_of
 from slotwise.slots.rows import FilledRows
 from slotwise.slots.step import DRAFT
 from slotwise.slots.verify_rounds import verify_rounds
@@ -88,23 +88,13 @@ class ModelDrafter:
         score_row = np.cumsum(binding.width) - binding.width
         if self._draft_at_once(binding, places, drafting, score_row):
             return drafting
-        filled = self._ledger.committed[binding.lanes]
         for n in range(int(binding.width[places].max())):
             active = np.array([i for i in places if binding.width[i] > n and i not in drafting.broken], np.int64)
             if not active.size:
                 break
-            end = binding.length[active] + n
-            begin = filled[active] if n == 0 else end - 1
-            for part in cut_by_rows(end - begin, self._executor.most_rows(DRAFT, DECODE)):
-                rows = run_rows(
-                    self._executor,
-                    self._ledger,
-                    self._lanes,
-                    DRAFT,
-                    binding.lanes[active[part]],
-                    begin[part],
-                    end[part],
-                )
+            span = round_of(_span_of(binding, active), binding.width[active], n)
+            for part in cut_by_rows(span.end - span.begin, self._executor.most_rows(DRAFT, DECODE)):
+                rows = run_rows(self._executor, self._ledger, self._lanes, span.at(part))
                 self._take(binding, active[part], rows, drafting, score_row + n)
         return drafting
 
@@ -115,11 +105,12 @@ class ModelDrafter:
         """
         at = np.array(places, np.int64)
         at = at[np.argsort(-binding.width[at], kind="stable")]
-        lanes, length, width = binding.lanes[at], binding.length[at], binding.width[at]
-        if np.count_nonzero(self._lanes.adjusts[lanes]):
+        span, width = _span_of(binding, at), binding.width[at]
+        if np.count_nonzero(self._lanes.adjusts[span.lanes]):
             return False
-        kind = self._sampler.cheapest(self._kind, lanes)
-        rows = length - self._ledger.committed[lanes]
+        kind = self._sampler.cheapest(self._kind, span.lanes)
+        first = round_of(span, width, 0)
+        rows = first.end - first.begin
         chosen: list[tuple[slice, DraftLoop]] = []
         for part in cut_by_rows(rows, self._executor.most_rows(DRAFT, DECODE)):
             loop = self._executor.loops.find(kind, rows[part].size, int(rows[part].sum()))
@@ -127,17 +118,17 @@ class ModelDrafter:
                 return False
             chosen.append((part, loop))
         for part, loop in chosen:
-            filled = self._run_loop(loop, lanes[part], length[part], width[part])
+            filled = self._run_loop(loop, span.at(part), width[part])
             self._take_rounds(at[part], filled, drafting, score_row)
         return True
 
-    def _run_loop(self, loop: DraftLoop, lanes: Ints, length: Ints, width: Ints) -> FilledRounds:
+    def _run_loop(self, loop: DraftLoop, span: BoundSpan, width: Ints) -> FilledRounds:
         """Fill and verify the rows of all rounds, and run them."""
         first, later = self._executor.row_inputs(DRAFT, loop.first), self._executor.loops.inputs
-        filled = fill_rounds(first, later, loop.sequences, self._ledger, self._lanes.tokens, lanes, length, width)
+        filled = fill_rounds(first, later, loop.sequences, self._ledger, self._lanes.tokens, span, width)
         verify_rounds(first, later, filled, self._ledger)
         if loop.sampler != GREEDY:
-            self._sampler.set_controls(lanes, length)
+            self._sampler.set_controls(span.lanes, span.end - width + 1)
         self._executor.run_loop(loop, filled.rounds)
         return filled
 
@@ -174,3 +165,8 @@ class ModelDrafter:
             self._lanes.tokens[binding.lanes[i], binding.length[i] + len(drafting.tokens[i]) - 1] = token
             if drafting.scores is not None:
                 drafting.scores[score_row[i]] = self._sampler.scores[row]
+
+
+def _span_of(binding: Binding, places: Ints) -> BoundSpan:
+    """What the sequences at `places` of the binding, all of them drafting, have reserved in the draft role."""
+    return binding.reserved(DRAFT).at(np.searchsorted(np.flatnonzero(binding.width), places))

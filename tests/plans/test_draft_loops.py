@@ -211,16 +211,8 @@ def _filled(page_size: int, lag: tuple[int, ...] = (1, 0, 2, 0)) -> Filled:
     later = RoundInputs(*(rows(LATER * APART).reshape(LATER, APART) for _ in range(5)))
     at = np.argsort(-bound.binding.width, kind="stable")[:3]
     tokens = np.arange(LANES * CAPACITY, dtype=np.int32).reshape(LANES, CAPACITY)
-    filled = fill_rounds(
-        first,
-        later,
-        SEQUENCES,
-        ledger,
-        tokens,
-        bound.binding.lanes[at],
-        bound.binding.length[at],
-        bound.binding.width[at],
-    )
+    span = bound.binding.reserved("draft").at(np.searchsorted(np.flatnonzero(bound.binding.width), at))
+    filled = fill_rounds(first, later, SEQUENCES, ledger, tokens, span, bound.binding.width[at])
     return Filled(ledger, first, later, filled)
 
 
@@ -241,6 +233,12 @@ def _other_page(filled: Filled) -> None:
 
 
 def _wider(filled: Filled) -> None:
+    more, span = np.array([0, 1, 0]), filled.rounds.span
+    longer = dataclasses.replace(span, end=span.end + more)
+    filled.rounds = dataclasses.replace(filled.rounds, span=longer, width=filled.rounds.width + more)
+
+
+def _sooner(filled: Filled) -> None:
     filled.rounds = dataclasses.replace(filled.rounds, width=filled.rounds.width + np.array([0, 1, 0]))
 
 
@@ -250,11 +248,11 @@ def _unsorted(filled: Filled) -> None:
 
 def _forgotten(filled: Filled) -> None:
     """A token less to catch up with than there is."""
-    filled.ledger.committed[int(filled.rounds.lanes[0])] -= 1
+    filled.ledger.committed[int(filled.rounds.span.lanes[0])] -= 1
 
 
 def _lost_page(filled: Filled) -> None:
-    filled.ledger.page_count[int(filled.rounds.lanes[0])] -= 1
+    filled.ledger.page_count[int(filled.rounds.span.lanes[0])] -= 1
 
 
 ROW_MUTANTS: dict[str, tuple[str, Callable[[Filled], None]]] = {
@@ -277,6 +275,7 @@ ROW_MUTANTS: dict[str, tuple[str, Callable[[Filled], None]]] = {
     "another sequence's page": ("page table", _other_page),
     "a page fewer than later rounds read": ("page table", _lost_page),
     "a width beyond what is reserved": ("kv length", _wider),
+    "a round more in the same slots": ("row order", _sooner),
     "widths that rise": ("row order", _unsorted),
     "a token that nobody caught up with": ("row order", _forgotten),
     "a token to catch up with at another position": ("row order", lambda f: f.first.positions.__setitem__(3, 0)),
@@ -291,10 +290,10 @@ def test_the_rows_of_a_loop_pass_and_count_as_written(page_size: int) -> None:
     filled.verify()
     rounds = filled.rounds
     assert rounds.rounds == 5
-    assert rounds.lanes.tolist() == [2, 4, 1]
+    assert rounds.span.lanes.tolist() == [2, 4, 1]
     assert filled.first.positions[:6].tolist() == [3, 16, 8, 1, 2, 15]
     assert filled.later.positions[:4, :3].tolist() == [[4, 17, 8], [5, 18, 8], [6, 18, 8], [7, 18, 8]]
-    assert filled.ledger.written[rounds.lanes].tolist() == [8, 19, 9]
+    assert filled.ledger.written[rounds.span.lanes].tolist() == [8, 19, 9]
 
 
 @pytest.mark.parametrize("page_size", [3, 16])
@@ -306,9 +305,9 @@ def test_a_mutant_of_a_loops_rows_is_caught_and_named(name: str, page_size: int)
     with pytest.raises(VerificationError) as caught:
         filled.verify()
     assert caught.value.rule == rule, str(caught.value)
-    assert (filled.ledger.written[filled.rounds.lanes] == filled.ledger.committed[filled.rounds.lanes]).all() or (
-        name == "a token that nobody caught up with"
-    )
+    assert (
+        filled.ledger.written[filled.rounds.span.lanes] == filled.ledger.committed[filled.rounds.span.lanes]
+    ).all() or (name == "a token that nobody caught up with")
 
 
 @given(

@@ -21,6 +21,7 @@ from slotwise.plans.passes.plan_buffers import call_spec
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
 from slotwise.proving.interpret import interpret
+from slotwise.slots.binding import BoundSpan
 from slotwise.slots.ledger import RoleLedger
 from slotwise.slots.rows import RowInputs, fill_rows
 from slotwise.slots.verify_binding import verify_rows
@@ -70,7 +71,7 @@ class Runner:
         views = {name: tensor.numpy() for name, tensor in inputs.items() if name != "logit_rows"}
         rows = RowInputs(rows=program.rows, **views)
         spans = [np.array(x, np.int64) for x in (lanes, begin, end)]
-        filled = fill_rows(rows, self.ledger, self.tokens, *spans)
+        filled = fill_rows(rows, self.ledger, self.tokens, BoundSpan("target", *spans))
         verify_rows(rows, filled, self.ledger)
         if "logit_rows" in inputs:
             inputs["logit_rows"][0] = filled.rows - 1

@@ -91,7 +91,7 @@ def _bound(
         kv_len=np.full(rows, 7, np.int32),
         page_table=np.zeros((rows, columns), np.int32),
     )
-    filled = fill_rows(inputs, roles[0], tokens, span.lanes, span.begin, span.end)
+    filled = fill_rows(inputs, roles[0], tokens, span)
     return Bound(ledger, binding, inputs, filled)
 
 
@@ -314,7 +314,7 @@ def test_a_step_may_write_on_from_what_it_wrote_but_not_beyond() -> None:
     draft, tokens = bound.ledger["draft"], np.zeros((LANES, CAPACITY), np.int32)
 
     def feed(begin: int, end: int) -> None:
-        filled = fill_rows(bound.inputs, draft, tokens, _ints([2]), _ints([begin]), _ints([end]))
+        filled = fill_rows(bound.inputs, draft, tokens, BoundSpan("draft", _ints([2]), _ints([begin]), _ints([end])))
         verify_rows(bound.inputs, filled, draft)
 
     with pytest.raises(VerificationError, match="kv length"):
