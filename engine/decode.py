@@ -18,7 +18,7 @@ from slotwise.engine.drafters import Drafter, Drafting
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import cut_by_rows, run_rows
-from slotwise.engine.sampler import Sampler
+from slotwise.engine.sampling.sampler import Sampler
 from slotwise.engine.sequence import Sequence
 from slotwise.plans.program import DECODE
 from slotwise.slots.binding import Binding

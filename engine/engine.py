@@ -20,7 +20,6 @@ from slotwise.core.model import WeightSource
 from slotwise.engine.acceptance import Acceptance, Verdict
 from slotwise.engine.acceptance.coupled import Coupled
 from slotwise.engine.acceptance.rejection import Rejection
-from slotwise.engine.adjust import Edits
 from slotwise.engine.bind import StepBinder
 from slotwise.engine.decode import DecodeRunner
 from slotwise.engine.detokenize import Detokenizer, TokenPieces
@@ -37,7 +36,8 @@ from slotwise.engine.prefill import Prefiller
 from slotwise.engine.prefill_phase import PrefillPhase
 from slotwise.engine.request import Request
 from slotwise.engine.roster import Roster
-from slotwise.engine.sampler import Sampler
+from slotwise.engine.sampling.adjust import Edits
+from slotwise.engine.sampling.sampler import Sampler
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.settle import Settler
 from slotwise.engine.stops import StopChecker

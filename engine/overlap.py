@@ -17,7 +17,7 @@ from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.executor import Executor, Started
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import prepare_rows
-from slotwise.engine.sampler import Sampler
+from slotwise.engine.sampling.sampler import Sampler
 from slotwise.engine.sequence import Sequence
 from slotwise.plans.program import DECODE, SAMPLER
 from slotwise.plans.sampling import GREEDY, SAMPLE

@@ -17,8 +17,8 @@ from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Lanes
 from slotwise.engine.model_call import run_rows
-from slotwise.engine.request import TokenLogprobs
-from slotwise.engine.sampler import Sampler, logprobs_of
+from slotwise.engine.sampling.logprobs import TokenLogprobs, logprobs_of
+from slotwise.engine.sampling.sampler import Sampler
 from slotwise.engine.sequence import Sequence
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import DECODE, PREFILL

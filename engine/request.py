@@ -1,6 +1,6 @@
 """Requests, and what comes back for them.
 
-Owns `Request`, `Stats`, `TokenLogprobs`, `Completion` and `Chunk`. What always holds: these are frozen records; a
+Owns `Request`, `Stats`, `Completion` and `Chunk`. What always holds: these are frozen records; a
 completion's counts are exact, and its `finish_reason` is one of `stop`, `length`, `cancelled` and `error`.
 """
 
@@ -12,6 +12,7 @@ from typing import Literal
 
 from slotwise.core.errors import SlotwiseError
 from slotwise.engine.sampling import Sampling
+from slotwise.engine.sampling.logprobs import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
@@ -22,18 +23,6 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     sampling: Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log-probabilities (natural) at one position, from the model's logits before any sampler.
-
-    `logprob` is the chosen token's; `top` maps the most likely token ids to theirs.
-    """
-
-    token_id: int
-    logprob: float
-    top: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from collections.abc import Sequence as SequenceOf
 from typing import Literal
 
 from slotwise.core.errors import SlotwiseError
-from slotwise.engine.adjust import LogitAdjuster
 from slotwise.engine.detokenize import Detokenizer
-from slotwise.engine.request import Chunk, Completion, FinishReason, Request, Stats, TokenLogprobs
+from slotwise.engine.request import Chunk, Completion, FinishReason, Request, Stats
+from slotwise.engine.sampling.adjust import LogitAdjuster
+from slotwise.engine.sampling.logprobs import TokenLogprobs
 from slotwise.engine.stops import StopChecker
 
 State = Literal["waiting", "prefill", "decode", "done"]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from slotwise.engine.acceptance import Verdict
 from slotwise.engine.lanes import Ints, Lanes
-from slotwise.engine.sampler import Floats, logprobs_of
+from slotwise.engine.sampling.logprobs import logprobs_of
+from slotwise.engine.sampling.sampler import Floats
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.width import WidthPolicy
 from slotwise.plans.plan import Plan

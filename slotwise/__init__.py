@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from slotwise.engine.request import Chunk as Chunk
     from slotwise.engine.request import Completion as Completion
     from slotwise.engine.request import Stats as Stats
-    from slotwise.engine.request import TokenLogprobs as TokenLogprobs
     from slotwise.engine.sampling import Sampling as Sampling
+    from slotwise.engine.sampling.logprobs import TokenLogprobs as TokenLogprobs
     from slotwise.inspect.crossvalidate import CrossValidation as CrossValidation
     from slotwise.inspect.crossvalidate import crossvalidate as crossvalidate
     from slotwise.llm import LLM as LLM

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from slotwise.engine.acceptance import Verdict, broken_row
 from slotwise.engine.executor import Executor
-from slotwise.engine.sampler import Sampler
+from slotwise.engine.sampling.sampler import Sampler
 from slotwise.slots.rows import FilledRows
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from slotwise.engine.adjust import Edits
 from slotwise.engine.drafters import Drafting
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import cut_by_rows, run_rows
-from slotwise.engine.sampler import Sampler
+from slotwise.engine.sampling.adjust import Edits
+from slotwise.engine.sampling.sampler import Sampler
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import DECODE
 from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT

@@ -15,9 +15,9 @@ import torch
 from slotwise.core.ops.noise import TARGET_STREAM, uniform_noise
 from slotwise.core.ops.sampling import filter_logits
 from slotwise.core.specs import DType
-from slotwise.engine.adjust import LogitAdjuster
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
+from slotwise.engine.sampling.adjust import LogitAdjuster
 from slotwise.engine.score import score
 
 NEAR = {DType.F64: 2.0**-45, DType.F32: 2.0**-16, DType.F16: 2.0**-10, DType.BF16: 2.0**-7}

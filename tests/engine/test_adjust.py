@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from slotwise.engine.adjust import Edits, LogitAdjuster
 from slotwise.engine.sampling import Sampling
+from slotwise.engine.sampling.adjust import Edits, LogitAdjuster
 
 VOCABULARY = 12
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=12)

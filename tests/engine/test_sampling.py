@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slotwise.core.errors import OptionError
-from slotwise.engine.sampling import MAX_LOGPROBS, Sampling
+from slotwise.engine.sampling.request import MAX_LOGPROBS, Sampling
 
 NUMBERS = ["temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"]
 INTEGERS = ["max_new_tokens", "top_k", "seed", "logprobs"]

@@ -12,7 +12,7 @@ import pytest
 
 from slotwise import LLM, Sampling
 from slotwise.cli.generate import as_json
-from slotwise.engine.request import TokenLogprobs
+from slotwise.engine.sampling.logprobs import TokenLogprobs
 
 from .commands import Run, pipe, start
 

@@ -7,17 +7,15 @@ token's position, so which rows share a call never matters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from slotwise.core.errors import SequenceFault
-from slotwise.engine.adjust import Edits
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
-from slotwise.engine.request import TokenLogprobs
+from slotwise.engine.sampling.adjust import Edits
 from slotwise.plans.program import SAMPLER
 from slotwise.plans.sampling import ACCEPT, FILTER, GREEDY, SAMPLE
 from slotwise.slots.rows import FilledRows
@@ -116,18 +114,3 @@ class Sampler:
         arrays["token_positions"][:rows] = positions
         # Rows beyond are padding: greedy, so that nothing is sorted for them.
         arrays["temperature"][rows:] = 0
-
-
-def logprobs_of(logits: Floats, tokens: SequenceOf[int], top: int) -> tuple[TokenLogprobs, ...]:
-    """Log-probabilities (natural) of `tokens`, one a row of raw `logits` [>= n, V], with the `top` likeliest of each.
-
-    Of equally likely tokens the lower id comes first.
-    """
-    found = []
-    for row, token in zip(logits, tokens, strict=False):
-        wide = row.astype(np.float64)
-        wide -= wide.max()
-        wide -= np.log(np.exp(wide).sum())
-        order = np.lexsort((np.arange(wide.size), -wide))[:top].tolist() if top else []
-        found.append(TokenLogprobs(token, float(wide[token]), {t: float(wide[t]) for t in order}))
-    return tuple(found)
