@@ -165,3 +165,15 @@ def test_a_first_start_whose_kernels_cannot_be_kept_says_so_in_one_line(stories:
     assert err.startswith("slotwise: kernels are compiled at every start: they cannot be kept in ")
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_process_that_ends_at_once_leaves_no_bar_and_shows_the_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_for(monkeypatch)
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    with progress_for(None) as report:
+        assert report is not None
+        report("loading", 1, 3)
+        assert terminal.getvalue().rpartition("\x1b[?25")[2].startswith("l")
+        progress.end_all()
+        assert terminal.getvalue().rpartition("\x1b[?25")[2].startswith("h")
+        assert left_on_screen(terminal.getvalue()) == ""
