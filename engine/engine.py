@@ -46,7 +46,7 @@ from slotwise.engine.width import WidthPolicy
 from slotwise.plans.plan import Plan
 from slotwise.slots.binding import Binding
 from slotwise.slots.show import show_binding
-from slotwise.slots.step import TARGET
+from slotwise.slots.step import DRAFT, TARGET
 
 HISTORY = 32
 """Steps that the engine remembers, to be printed."""
@@ -76,7 +76,8 @@ class Engine:
         self.ledger = make_ledger(plan)
         self.policy = WidthPolicy(plan.options.speculate, plan.draft_cost_ratio)
         lanes = plan.options.max_sequences
-        self.lanes = Lanes(lanes, plan.target.capacity, self.policy.start_rate, self.ledger.roles)
+        draft_ids = plan.role(DRAFT).vocab_size if plan.drafts_fewer_ids else None
+        self.lanes = Lanes(lanes, plan.target.capacity, self.policy.start_rate, self.ledger.roles, draft_ids)
         self.sampler = Sampler(self.executor, self.lanes)
         self.epoch = 0
         self.history: deque[tuple[Binding, dict[int, int]]] = deque(maxlen=HISTORY)
@@ -323,7 +324,7 @@ class Engine:
                 self.executor,
                 self.lanes,
                 self.ledger,
-                self.sampler,
+                Sampler(self.executor, self.lanes, DRAFT),
                 self._edits_of,
                 acceptance=options.acceptance,
                 catch_up=options.speculate + 1,

@@ -30,13 +30,14 @@ from slotwise.engine.loops import BoundProgram, Loops, TensorOf
 from slotwise.engine.memory import Shelf, memory_on
 from slotwise.engine.streams import DeviceStream, Done, Stream, ThreadStream
 from slotwise.engine.weights import Progress, load_weights
+from slotwise.plans.arrays import input_array, output_arrays
 from slotwise.plans.checks.overlap import why_no_overlap
 from slotwise.plans.loop import DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import PREFILL, SAMPLER, Program
-from slotwise.plans.sampling import output_buffers
 from slotwise.plans.show import size
 from slotwise.slots.rows import RowInputs
+from slotwise.slots.step import DRAFT
 
 Probe = Callable[[str, str, float], None]
 """Called as (program name, kernel, seconds) after each launch, when timing is on."""
@@ -80,7 +81,7 @@ class Executor:
         self._threads = threads
         device = memory_of(plan)
         check_memory(plan, device)
-        written = {name for p in plan.programs for name in output_buffers(p.kind, plan.options.acceptance)}
+        written = {name for program in plan.programs for name in self._outputs(program)}
         on_device = device.type != "cpu"
         self.stream: Stream | None = None
         if overlap is not False and (overlap or on_device) and why_no_overlap(plan) is None:
@@ -112,8 +113,8 @@ class Executor:
             key = (program.role, program.kind, program.rows)
             self._programs[key] = program
             self.calls[key] = self._bind(program, self.buffers.__getitem__, self.buffers.__getitem__, tell)
-            reads = tuple(program.buffer_of(value) for value in program.graph.inputs)
-            self._touches[key] = reads, output_buffers(program.kind, plan.options.acceptance)
+            reads = tuple(self._input(program, value) for value in program.graph.inputs)
+            self._touches[key] = reads, self._outputs(program)
             self._launches[key] = self._chained([(program, self.calls[key])])
             self._buckets[key[:2]] = plan.buckets(program.role, program.kind)
             if program.role != SAMPLER and (program.role, program.rows) not in self._rows:
@@ -249,9 +250,8 @@ class Executor:
         """
         tensors: dict[str, torch.Tensor] = {}
         for value in program.graph.inputs:
-            tensors[value.name] = _leading(read(program.buffer_of(value)), value)
-        names = output_buffers(program.kind, self.plan.options.acceptance)
-        for name, value in zip(names, program.graph.outputs, strict=True):
+            tensors[value.name] = _leading(read(self._input(program, value)), value)
+        for name, value in zip(self._outputs(program), program.graph.outputs, strict=True):
             tensors[value.name] = _leading(written(name), value)
         if program.role != SAMPLER:
             tensors |= self.weights[program.role]
@@ -276,6 +276,12 @@ class Executor:
             calls.append(BoundCall(node, inputs, outputs, kernel.bind(inputs, outputs, node.attr_dict, workspace)))
         return tuple(calls)
 
+    def _input(self, program: Program, value: Value) -> str:
+        return input_array(program, value, self.plan.target.vocab_size)
+
+    def _outputs(self, program: Program) -> tuple[str, ...]:
+        return output_arrays(program, self.plan.options.acceptance, self.plan.target.vocab_size)
+
     def _chained(self, programs: Iterable[BoundProgram]) -> tuple[Launch, ...]:
         """Their launches, each run of those that one `chain` makes into one made so; backends may share a chain."""
         pairs: list[tuple[Any, Launch]] = []
@@ -293,6 +299,7 @@ class Executor:
 
     def _row_inputs(self, program: Program) -> RowInputs:
         rows, array = program.rows, functools.partial(_int32, self.arrays)
+        is_narrow = program.role == DRAFT and self.plan.drafts_fewer_ids
         return RowInputs(
             rows,
             token_ids=array("token_ids")[:rows],
@@ -301,6 +308,7 @@ class Executor:
             row_start=array("row_start")[: rows + 1],
             kv_len=array("kv_len")[:rows],
             page_table=array(f"{program.role}.page_table")[:rows],
+            id_limit=self.plan.role(DRAFT).vocab_size if is_narrow else None,
         )
 
     def set_logit_row(self, row: int) -> None:

@@ -17,10 +17,10 @@ import torch
 from slotwise.core.backend import Launch
 from slotwise.engine.arrays import Arrays
 from slotwise.engine.calls import BoundCall
+from slotwise.plans.arrays import input_array, output_arrays
 from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, round_buffer
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
-from slotwise.plans.sampling import output_buffers
 from slotwise.slots.rounds import RoundInputs
 
 BoundProgram = tuple[Program, tuple[BoundCall, ...]]
@@ -60,6 +60,7 @@ class Loops:
         self._bind = bind
         self._chained = chained
         self._acceptance = plan.options.acceptance
+        self._vocab_size = plan.target.vocab_size
         self._programs = {(program.role, program.kind, program.rows): program for program in plan.programs}
         self._loops = plan.loops
         self._slices = max((loop.rounds for loop in plan.loops), default=1) - 1
@@ -102,9 +103,10 @@ class Loops:
         for number, key in loop.programs(rounds):
             programs.append(self._rounds[key, number])
             program, _ = programs[-1]
-            names = [self._source(program.buffer_of(value), number)[0] for value in program.graph.inputs]
+            inputs = [input_array(program, value, self._vocab_size) for value in program.graph.inputs]
+            names = [self._source(name, number)[0] for name in inputs]
             reads |= {name: None for name in names if name not in writes}
-            outputs = output_buffers(program.kind, self._acceptance)
+            outputs = output_arrays(program, self._acceptance, self._vocab_size)
             writes |= {self._target(name, number)[0]: None for name in outputs}
         return BoundLoop(tuple(programs), self._chained(programs), tuple(reads), tuple(writes))
 

@@ -111,8 +111,8 @@ class Prefiller:
         draft, lane = self._ledger[DRAFT], _lane(sequence)
         length, begin = int(self._lanes.length[lane]), int(draft.committed[lane])
         known = min(length - 1, draft.capacity)
-        if self._lanes.length_limit[lane] - length <= 1:
-            return 0  # the last token is the target's own: no draft will be asked for
+        if self._lanes.length_limit[lane] - length <= 1 or not self._lanes.draftable[lane]:
+            return 0  # the last token is the target's own, or one cannot be fed: no draft will be asked for
         # Beyond the draft model's capacity there is nothing to draft, so nothing to catch up for.
         if length - begin <= catch_up or length > draft.capacity:
             return 0

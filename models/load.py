@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slotwise.core.errors import CheckpointError, OptionError
 from slotwise.core.graph import Graph
 from slotwise.core.model import ModelSpec, WeightSource
 from slotwise.core.specs import DType
 from slotwise.models.architecture import Architecture, architectures, read_architecture
+from slotwise.models.blocks import Sources
 from slotwise.models.checkpoint import WEIGHT_DTYPES, Checkpoint
 from slotwise.models.config import ConfigReader, shown
 from slotwise.models.config_fields import Noted
@@ -33,8 +34,13 @@ class LoadedModel:
     checkpoint: Checkpoint
 
 
-def load_model(folder: str | os.PathLike[str], dtype: DType | None = None) -> LoadedModel:
+def load_model(
+    folder: str | os.PathLike[str], dtype: DType | None = None, vocab_size: int | None = None
+) -> LoadedModel:
     """Open the checkpoint in `folder`, check it, and build its graph.
+
+    With `vocab_size`, a model that has more token ids is one of that many: the last rows of its embeddings and of its
+    output matrix are left out. (A draft model may be padded further than its target.)
 
     `dtype` is what to compute in (float32, float16 or bfloat16); None is the checkpoint's own: what its config says,
     else what most of its tensors are. Raises CheckpointError for a folder that is damaged, inconsistent or not
@@ -53,7 +59,12 @@ def load_model(folder: str | os.PathLike[str], dtype: DType | None = None) -> Lo
             f"supported are {', '.join(sorted(architectures()))}"
         )
     dtype = dtype or _own_dtype(checkpoint, config)
-    architecture, graph = _checked(checkpoint, config, model_type, dtype)
+    architecture, graph, sources = _checked(checkpoint, config, model_type, dtype)
+    rows: dict[str, int] = {}
+    if vocab_size is not None and vocab_size < architecture.sizes.vocab:
+        architecture = replace(architecture, sizes=replace(architecture.sizes, vocab=vocab_size))
+        graph = architecture.graph(model_type, sources, dtype)
+        rows = dict.fromkeys((sources.embedding, sources.head), vocab_size)
     spec = ModelSpec(
         name=checkpoint.folder.resolve().name,
         architecture=model_type,
@@ -62,17 +73,19 @@ def load_model(folder: str | os.PathLike[str], dtype: DType | None = None) -> Lo
         max_positions=architecture.max_positions,
         dtype=dtype,
     )
-    return LoadedModel(spec, CheckpointWeights(checkpoint, architecture.ropes), checkpoint)
+    return LoadedModel(spec, CheckpointWeights(checkpoint, architecture.ropes, rows), checkpoint)
 
 
-def _checked(checkpoint: Checkpoint, config: ConfigReader, model_type: str, dtype: DType) -> tuple[Architecture, Graph]:
-    """The architecture and the graph that `config` describes, which have been found to fit the checkpoint's tensors."""
+def _checked(
+    checkpoint: Checkpoint, config: ConfigReader, model_type: str, dtype: DType
+) -> tuple[Architecture, Graph, Sources]:
+    """What `config` describes, found to fit the checkpoint's tensors, and how those are named."""
     architecture = read_architecture(config, model_type)
     sources = find_sources(checkpoint, architecture)
     check_layers(checkpoint, sources.prefix, architecture.sizes.layers)
     graph = architecture.graph(model_type, sources, dtype)
     check_tensors(checkpoint, graph, sources, architecture.ignored)
-    return architecture, graph
+    return architecture, graph, sources
 
 
 def _another_type(checkpoint: Checkpoint, model_type: str) -> str:

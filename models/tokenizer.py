@@ -159,16 +159,18 @@ class Tokenizer:
         return number
 
 
-def vocabulary_mismatch(a: Tokenizer, b: Tokenizer) -> str | None:
-    """Return a sentence that names the lowest id at which two vocabularies differ, or None where they are the same."""
-    if a == b:
-        return None
+def vocabulary_mismatch(a: Tokenizer, b: Tokenizer, below: int = _MAX_ID + 1) -> str | None:
+    """Return a sentence that names the lowest ids under `below` at which two vocabularies differ; None without any."""
     mine, other = a._tokens, b._tokens
-    first = min(index for index in mine.keys() | other.keys() if mine.get(index) != other.get(index))
+    differing = sorted(i for i in mine.keys() | other.keys() if i < below and mine.get(i) != other.get(i))
+    if not differing:
+        return None
+    first, *more = differing
     here, there = (repr(tokens[first]) if first in tokens else "no token" for tokens in (mine, other))
+    further = f"; {', '.join(map(str, more[:3]))}{' ...' if len(more) > 3 else ''} differ too" if more else ""
     return (
         f"token id {first} is {here} in {a.source} and {there} in {b.source} "
-        f"({len(mine)} and {len(other)} tokens in all)"
+        f"({len(mine)} and {len(other)} tokens in all{further})"
     )
 
 

@@ -35,11 +35,15 @@ _NAMED = 4
 
 
 class CheckpointWeights:
-    """The `WeightSource` of one checkpoint: memory-mapped views, and rotary tables computed on demand."""
+    """The `WeightSource` of one checkpoint: memory-mapped views, and rotary tables computed on demand.
 
-    def __init__(self, checkpoint: Checkpoint, ropes: Mapping[str, Rope]) -> None:
+    Of a tensor in `rows` only so many first rows are there.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, ropes: Mapping[str, Rope], rows: Mapping[str, int]) -> None:
         self._checkpoint = checkpoint
         self._ropes = dict(ropes)
+        self._rows = dict(rows)
 
     def tensor(self, name: str, spec: TensorSpec) -> torch.Tensor:
         """The tensor `name` as a view of its file; for `rope.cos` and its like a float32 table of `spec`'s rows.
@@ -50,7 +54,7 @@ class CheckpointWeights:
         if rope in self._ropes and function in ("cos", "sin"):
             kind: Literal["cos", "sin"] = "cos" if function == "cos" else "sin"
             return self._ropes[rope].table(kind, spec.sizes()[0])
-        return self._checkpoint.tensor(name)
+        return self._checkpoint.tensor(name)[: self._rows.get(name)]
 
 
 def find_sources(checkpoint: Checkpoint, architecture: Architecture) -> Sources:

@@ -15,7 +15,8 @@ from slotwise.core.errors import PlanError
 from slotwise.core.graph import Graph
 from slotwise.core.model import ModelSpec
 from slotwise.core.specs import TensorSpec
-from slotwise.plans.loop import draft_loops, round_buffers
+from slotwise.plans.arrays import input_array, output_arrays, rows_array
+from slotwise.plans.loop import DraftLoop, draft_loops, round_buffers
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.passes import Pass
 from slotwise.plans.passes.fuse_add_norm import FuseAddNorm
@@ -30,7 +31,7 @@ from slotwise.plans.passes.select_kernels import SelectKernels
 from slotwise.plans.passes.specialise import Specialise
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import DECODE, PREFILL, SAMPLER, Program, RolePlan
-from slotwise.plans.sampling import output_buffers, sampler_graphs
+from slotwise.plans.sampling import sampler_graphs
 from slotwise.slots.step import DRAFT, TARGET, decode_step, prefill_step
 
 DEFAULT_CAPACITY = 4096
@@ -102,10 +103,11 @@ def compile_plan(
         draft, options = None, replace(options, speculate=0)
     kind = "none" if draft is None else "ngram" if isinstance(draft, str) else "model"
     models = {TARGET: target} | ({DRAFT: draft} if isinstance(draft, ModelSpec) else {})
-    if isinstance(draft, ModelSpec) and draft.vocab_size != target.vocab_size:
+    draft_vocab = draft.vocab_size if isinstance(draft, ModelSpec) else None
+    if isinstance(draft, ModelSpec) and draft.vocab_size > target.vocab_size:
         raise PlanError(
             f"the draft model {draft.name} has {draft.vocab_size} token ids, the target {target.name} has "
-            f"{target.vocab_size}; a draft must use the target's vocabulary"
+            f"{target.vocab_size}; a draft must not have more: leave the last ones out, as `load_draft` does"
         )
     options = _settle(options, target)
     unnamed = {role: Identity(model.name, "") for role, model in models.items()}
@@ -122,13 +124,18 @@ def compile_plan(
         parameters = {p.value.name: p for program in made for p in program.graph.parameters}
         roles[role] = replace(roles[role], parameters=tuple(parameters.values()))
         programs += made
-    for sampler_kind, graph in sampler_graphs(target.vocab_size, options.acceptance, kind != "none").items():
+    graphs = sampler_graphs(target.vocab_size, options.acceptance, kind != "none", draft_vocab)
+    for sampler_kind, graph in graphs.items():
         for rows in _decode_buckets(options):
             sizes = {"R": rows, "B": rows, "T": rows}
             programs.append(_program(SAMPLER, sampler_kind, rows, graph, options, backends, sizes, rows, watch))
     steps = [decode_step(kind, options.acceptance), *(prefill_step(role) for role in roles)]
-    loops = draft_loops(options, _decode_buckets(options)) if kind == "model" else ()
-    buffers = (*_buffers(programs, options), *round_buffers(loops, options.acceptance, target.vocab_size))
+    buffers = _buffers(programs, options, target.vocab_size)
+    loops: tuple[DraftLoop, ...] = ()
+    if draft_vocab is not None:
+        loops = draft_loops(options, _decode_buckets(options), draft_vocab < target.vocab_size)
+        scores = rows_array("scores", draft_vocab, target.vocab_size)
+        buffers += [*round_buffers(loops, options.acceptance, scores, draft_vocab)]
     plan = Plan(options, kind, tuple(roles.values()), tuple(programs), tuple(steps), tuple(sorted(buffers)), loops)
     plan.verify()
     return plan
@@ -228,7 +235,7 @@ def _run(graph: Graph, passes: tuple[Pass, ...], where: str, watch: AfterPass) -
     return graph
 
 
-def _buffers(programs: list[Program], options: PlanOptions) -> tuple[tuple[str, TensorSpec], ...]:
+def _buffers(programs: list[Program], options: PlanOptions, vocab_size: int) -> list[tuple[str, TensorSpec]]:
     """The engine's arrays: for every program input and output, the largest that any program needs."""
     found: dict[str, TensorSpec] = {}
 
@@ -240,7 +247,8 @@ def _buffers(programs: list[Program], options: PlanOptions) -> tuple[tuple[str, 
 
     for program in programs:
         for value in program.graph.inputs:
-            grow(program.buffer_of(value), value.spec)
-        for name, value in zip(output_buffers(program.kind, options.acceptance), program.graph.outputs, strict=True):
+            grow(input_array(program, value, vocab_size), value.spec)
+        outputs = output_arrays(program, options.acceptance, vocab_size)
+        for name, value in zip(outputs, program.graph.outputs, strict=True):
             grow(name, value.spec)
-    return tuple(sorted(found.items()))
+    return sorted(found.items())

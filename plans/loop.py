@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.program import DECODE, SAMPLER
-from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
+from slotwise.plans.sampling import GREEDY, GREEDY_NARROW, SAMPLE, SAMPLE_DRAFT, SAMPLE_NARROW
 from slotwise.slots.step import DRAFT
 
 FEEDS, FED = "sampled", "token_ids"
@@ -53,19 +53,24 @@ class DraftLoop:
         return f"draft loop of {self.sequences} sequences, {self.first} first rows, {self.sampler}"
 
 
-def loop_samplers(acceptance: str) -> tuple[str, ...]:
-    """The sampler programs that drafts are drawn with under an acceptance rule."""
-    return (GREEDY, SAMPLE) if acceptance == "coupled" else (SAMPLE_DRAFT,)
+def loop_samplers(acceptance: str, is_narrow: bool) -> tuple[str, ...]:
+    """The sampler programs that drafts are drawn with under an acceptance rule.
+
+    `is_narrow` says that the draft model has fewer token ids than the target.
+    """
+    if acceptance != "coupled":
+        return (SAMPLE_DRAFT,)
+    return (GREEDY_NARROW, SAMPLE_NARROW) if is_narrow else (GREEDY, SAMPLE)
 
 
-def draft_loops(options: PlanOptions, buckets: tuple[int, ...]) -> tuple[DraftLoop, ...]:
+def draft_loops(options: PlanOptions, buckets: tuple[int, ...], is_narrow: bool) -> tuple[DraftLoop, ...]:
     """The loops of a plan with a draft model whose decode-side programs have these `buckets`.
 
     For every bucket of sequences: no sequence has anything to catch up with, or there is room for a row more each.
     """
     most = next((rows for rows in buckets if rows >= options.max_sequences), buckets[-1])
     found = []
-    for sampler in loop_samplers(options.acceptance):
+    for sampler in loop_samplers(options.acceptance, is_narrow):
         for sequences in (rows for rows in buckets if rows <= most):
             twice = next((rows for rows in buckets if rows >= 2 * sequences), buckets[-1])
             found += [DraftLoop(sequences, first, options.speculate, sampler) for first in sorted({sequences, twice})]
@@ -77,8 +82,13 @@ def round_buffer(name: str) -> str:
     return f"rounds.{name}"
 
 
-def round_buffers(loops: Iterable[DraftLoop], acceptance: str, vocab_size: int) -> Iterator[tuple[str, TensorSpec]]:
-    """The arrays of the rounds after the first, by name; none where no loop has any."""
+def round_buffers(
+    loops: Iterable[DraftLoop], acceptance: str, scores: str, vocab_size: int
+) -> Iterator[tuple[str, TensorSpec]]:
+    """The arrays of the rounds after the first, by name; none where no loop has any.
+
+    `scores` is the array of the draft model's scores, over its `vocab_size` token ids.
+    """
     known = tuple(loops)
     later = max((loop.rounds for loop in known), default=0) - 1
     if later < 1:
@@ -91,7 +101,7 @@ def round_buffers(loops: Iterable[DraftLoop], acceptance: str, vocab_size: int) 
     if acceptance != "coupled":
         # Acceptance wants the scores that every draft was drawn from.
         rows = _up(sequences, _GRAIN // math.gcd(_GRAIN, vocab_size))
-        yield round_buffer("scores"), TensorSpec(DType.F32, (later * rows, vocab_size))
+        yield round_buffer(scores), TensorSpec(DType.F32, (later * rows, vocab_size))
 
 
 def _up(value: int, multiple: int) -> int:

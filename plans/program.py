@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slotwise.core.graph import Graph, Parameter, Value
+from slotwise.core.graph import Graph, Parameter
 from slotwise.core.ops import contract_of
 from slotwise.core.specs import DType
 from slotwise.core.state import StateGroup, StateSpec, grouped
@@ -33,10 +33,6 @@ class Program:
     def name(self) -> str:
         """`role.kind.rows`."""
         return f"{self.role}.{self.kind}.{self.rows}"
-
-    def buffer_of(self, value: Value) -> str:
-        """The engine's array for an input: shared by all programs, but for page tables, whose width is the role's."""
-        return f"{self.role}.page_table" if value.name == "page_table" else value.name
 
     @property
     def arena_bytes(self) -> int:

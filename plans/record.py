@@ -65,6 +65,11 @@ class PlanRecord:
         """Whether there is a second model with its own cache."""
         return any(role.role == DRAFT for role in self.roles)
 
+    @property
+    def drafts_fewer_ids(self) -> bool:
+        """Whether the draft model has fewer token ids than the target: then drafts are drawn from those alone."""
+        return self.has_draft_model and self.role(DRAFT).vocab_size < self.target.vocab_size
+
     def step(self, name: str) -> Step:
         """The step called `name` (KeyError when the plan has none)."""
         return {step.name: step for step in self.steps}[name]

@@ -12,17 +12,31 @@ from slotwise.core.ops.noise import DRAFT_STREAM, TARGET_STREAM
 from slotwise.core.specs import DType, TensorSpec
 
 GREEDY, SAMPLE, SAMPLE_DRAFT, FILTER, ACCEPT = "greedy", "sample", "sample_draft", "filter", "accept"
+GREEDY_NARROW, SAMPLE_NARROW = "greedy_narrow", "sample_narrow"
+"""`greedy` and `sample` over the ids of a draft model that has fewer than the target."""
+
+CHEAPER = {SAMPLE: GREEDY, SAMPLE_NARROW: GREEDY_NARROW}
+"""What draws the same tokens as a kind for less where every row is greedy; it reads no setting of a row."""
 
 
-def sampler_graphs(vocab_size: int, acceptance: str, speculates: bool) -> dict[str, Graph]:
-    """Kind -> graph, for the acceptance rule `coupled` or `rejection`."""
-    graphs = {GREEDY: _greedy(vocab_size), SAMPLE: _sample(vocab_size, SAMPLE, TARGET_STREAM)}
+def sampler_graphs(
+    vocab_size: int, acceptance: str, speculates: bool, draft_vocab: int | None = None
+) -> dict[str, Graph]:
+    """Kind -> graph, for the acceptance rule `coupled` or `rejection`.
+
+    `draft_vocab` is how many token ids the draft model has, at most the target's `vocab_size`; None without one.
+    Drafts are drawn from its ids alone, so that each can be fed to it.
+    """
+    graphs = {GREEDY: _greedy(vocab_size, GREEDY), SAMPLE: _sample(vocab_size, SAMPLE, TARGET_STREAM)}
     if not speculates:
         return graphs
     if acceptance == "coupled":
         graphs[ACCEPT] = _accept_coupled()
+        if draft_vocab is not None and draft_vocab < vocab_size:
+            graphs[GREEDY_NARROW] = _greedy(draft_vocab, GREEDY_NARROW)
+            graphs[SAMPLE_NARROW] = _sample(draft_vocab, SAMPLE_NARROW, TARGET_STREAM)
     else:
-        graphs[SAMPLE_DRAFT] = _sample(vocab_size, SAMPLE_DRAFT, DRAFT_STREAM)
+        graphs[SAMPLE_DRAFT] = _sample(draft_vocab or vocab_size, SAMPLE_DRAFT, DRAFT_STREAM)
         graphs[FILTER] = _filter(vocab_size)
         graphs[ACCEPT] = _accept_rejection(vocab_size)
     return graphs
@@ -52,8 +66,8 @@ def _keys(builder: GraphBuilder) -> tuple[Value, Value]:
     return seed, builder.input("token_positions", TensorSpec(DType.I32, ("R",)))
 
 
-def _greedy(vocab_size: int) -> Graph:
-    builder = GraphBuilder(GREEDY)
+def _greedy(vocab_size: int, kind: str) -> Graph:
+    builder = GraphBuilder(kind)
     return builder.finish(*builder.op("greedy", _logits(builder, vocab_size)))
 
 
@@ -86,17 +100,15 @@ def _accept_rejection(vocab_size: int) -> Graph:
     return builder.finish(*builder.op("accept_rejection", target, draft, token_ids, row_start, *_keys(builder)))
 
 
-OUTPUT_BUFFERS = {
-    GREEDY: ("sampled", "ok"),
-    SAMPLE: ("sampled", "ok", "scores"),
-    SAMPLE_DRAFT: ("sampled", "ok", "scores"),
+_OUTPUTS = {
+    **dict.fromkeys((GREEDY, GREEDY_NARROW), ("sampled", "ok")),
+    **dict.fromkeys((SAMPLE, SAMPLE_NARROW, SAMPLE_DRAFT), ("sampled", "ok", "scores")),
     FILTER: ("scores",),
 }
-"""Kind -> the buffers that the graph's outputs go to, in order."""
 
 
-def output_buffers(kind: str, acceptance: str) -> tuple[str, ...]:
-    """The named buffers that hold a program's outputs, in the order of its graph's outputs."""
+def output_names(kind: str, acceptance: str) -> tuple[str, ...]:
+    """What a program of that kind gives, in the order of its graph's outputs."""
     if kind == ACCEPT:
         return ("accepted",) if acceptance == "coupled" else ("accepted", "following", "accept_ok")
-    return OUTPUT_BUFFERS.get(kind, ("logits",))
+    return _OUTPUTS.get(kind, ("logits",))

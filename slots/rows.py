@@ -23,7 +23,11 @@ Ints32 = npt.NDArray[np.int32]
 
 @dataclass(slots=True)
 class RowInputs:
-    """Writable views of the arrays that one program reads: `rows` is its bucket T, B = T."""
+    """Writable views of the arrays that one program reads: `rows` is its bucket T, B = T.
+
+    `id_limit` is the first token id that the program's model has no embedding for, where others of the run have more;
+    None where every id is the model's, which is checked where ids enter.
+    """
 
     rows: int
     token_ids: Ints32  # [T]
@@ -32,6 +36,7 @@ class RowInputs:
     row_start: Ints32  # [T + 1]
     kv_len: Ints32  # [T]
     page_table: Ints32  # [T, P]
+    id_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

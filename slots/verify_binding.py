@@ -114,7 +114,8 @@ def verify_rows(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger) -> No
     """Check the very arrays that a program is about to read; rows that pass count as written from then on.
 
     Raises VerificationError: `row order`, `slots` (a row's slot is not its lane's own page for that position),
-    `kv length` (something would be read that was never written), `page table`, or `padding`.
+    `token ids` (one that the model lacks), `kv length` (something would be read that was never written), `page table`,
+    or `padding`.
     """
     lanes = filled.lanes
     written = ledger.written[lanes]
@@ -139,6 +140,13 @@ def verify_call(inputs: RowInputs, filled: FilledRows, ledger: RoleLedger, writt
     if some(disordered | unplanned | unwritten | unowned):
         _explain_spans(inputs, filled, ledger, written, disordered, unplanned, unwritten)
     _verify_slots(inputs, filled, ledger, count)
+    if inputs.id_limit is not None and some(inputs.token_ids[:rows] >= inputs.id_limit):
+        place = int(np.argmax(inputs.token_ids[:rows] >= inputs.id_limit))
+        raise VerificationError(
+            "token ids",
+            f"{filled.role}: lane {int(filled.row_lanes[place])} would feed id {int(inputs.token_ids[place])} at "
+            f"position {int(filled.row_positions[place])}, the model has ids below {inputs.id_limit}",
+        )
     columns = int(needed.max())
     if some(inputs.page_table[:n, :columns] != ledger.page_table[lanes, :columns]):
         table, held = inputs.page_table[:n, :columns], ledger.page_table[lanes, :columns]

@@ -146,7 +146,7 @@ class LLM:
         self.tokenizer = Tokenizer.load(model)
         self._defaults = GenerationDefaults.load(model)
         self._template = ChatTemplate.load(model)
-        drafter = load_draft(draft, self.tokenizer, options.dtype)
+        drafter = load_draft(draft, loaded, self.tokenizer, options.dtype)
         if saved is not None:
             check_saved(saved, loaded, drafter)
         self._plan = saved or compile_for(loaded, drafter, options, debug.pass_observer())

@@ -53,16 +53,21 @@ def settle_options(preset: str | Path | None, given: Mapping[str, Any], draft: o
     return settled
 
 
-def load_draft(draft: str | Path | None, tokenizer: Tokenizer, dtype: DType | None) -> Drafter:
-    """The drafter that `draft` names; raises CheckpointError when a draft model has another vocabulary."""
+def load_draft(draft: str | Path | None, target: LoadedModel, tokenizer: Tokenizer, dtype: DType | None) -> Drafter:
+    """The drafter that `draft` names, for a `target` with this tokenizer.
+
+    Raises CheckpointError when an id that both models have is another token in the draft model. The vocabularies may be
+    padded differently: ids beyond the target's are left out, and ids beyond the draft model's are never drafted.
+    """
     if draft is None or draft == NGRAM:
         return None if draft is None else NGRAM
     check_path("draft", draft, f"a checkpoint folder or '{NGRAM}'")
     try:
-        loaded, its_tokenizer = load_model(draft, dtype), Tokenizer.load(draft)
+        loaded = load_model(draft, dtype, target.spec.vocab_size)
+        its_tokenizer = Tokenizer.load(draft)
     except CheckpointError as error:
         raise CheckpointError(f"draft model: {error}; draft takes a checkpoint folder or '{NGRAM}'") from error
-    mismatch = vocabulary_mismatch(tokenizer, its_tokenizer)
+    mismatch = vocabulary_mismatch(tokenizer, its_tokenizer, below=loaded.spec.vocab_size)
     if mismatch is not None:
         raise CheckpointError(
             f"the draft model {draft} does not have the target's vocabulary: {mismatch}; use a draft that was made for "
@@ -92,7 +97,7 @@ def plan_model(
     check_path("model", model, "a checkpoint folder")
     settled = settle_options(preset, options, draft)
     loaded = load_model(model, settled.dtype)
-    drafter = None if draft is None else load_draft(draft, Tokenizer.load(model), settled.dtype)
+    drafter = None if draft is None else load_draft(draft, loaded, Tokenizer.load(model), settled.dtype)
     return compile_for(loaded, drafter, settled, observe)
 
 

@@ -2,7 +2,8 @@
 
 What always holds: it fills exactly the draft span that the binding reserved, from its filled mark (rows that catch up
 with the committed tokens come first) to one before the last draft; it samples with the target's noise where acceptance
-is `coupled`, and with noise of its own where it is `rejection`.
+is `coupled`, and with noise of its own where it is `rejection`. It is fed ids that it has, and drafts those alone,
+where its vocabulary is padded less than the target's: a lane with another token is not drafted for (`Lanes.draftable`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from slotwise.engine.sampling.adjust import Edits
 from slotwise.engine.sampling.sampler import Sampler
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import DECODE
-from slotwise.plans.sampling import GREEDY, SAMPLE, SAMPLE_DRAFT
+from slotwise.plans.sampling import CHEAPER, SAMPLE, SAMPLE_DRAFT, SAMPLE_NARROW
 from slotwise.slots.binding import Binding, BoundSpan
 from slotwise.slots.ledger import Ledger
 from slotwise.slots.rounds import FilledRounds, fill_rounds, round_of
@@ -35,7 +36,10 @@ EditSource = Callable[[int, Sequence[int]], Edits]
 
 
 class ModelDrafter:
-    """Drafts with the plan's role `draft`. `catch_up` is how far behind a lane may be and still draft in this step."""
+    """Drafts with the plan's role `draft`, whose logits `sampler` reads.
+
+    `catch_up` is how far behind a lane may be and still draft in this step.
+    """
 
     kind = "model"
 
@@ -56,7 +60,8 @@ class ModelDrafter:
         self._sampler = sampler
         self._edits_of = edits_of
         self._keeps_scores = acceptance == "rejection"
-        self._kind = SAMPLE_DRAFT if self._keeps_scores else SAMPLE
+        is_narrow = executor.plan.drafts_fewer_ids
+        self._kind = SAMPLE_DRAFT if self._keeps_scores else SAMPLE_NARROW if is_narrow else SAMPLE
         self.catch_up = catch_up
 
     def begin(self, lane: int, tokens: Sequence[int]) -> None:
@@ -69,9 +74,9 @@ class ModelDrafter:
         """Nothing to do."""
 
     def offer(self, lanes: Ints, widths: Ints) -> Ints:
-        """`widths`, but 0 for lanes that are too far behind: those are prefilled first."""
+        """`widths`, but 0 for lanes that are too far behind, which are prefilled first, or not draftable."""
         behind = self._lanes.length[lanes] - self._ledger.committed[lanes]
-        return np.where(behind <= self.catch_up, widths, 0)
+        return np.where((behind <= self.catch_up) & self._lanes.draftable[lanes], widths, 0)
 
     def draft(self, binding: Binding, at: Ints) -> Drafting:
         """Draft in one launch where the plan has a loop for it, else round by round: the same tokens.
@@ -84,7 +89,8 @@ class ModelDrafter:
             return drafting
         if self._keeps_scores:
             vocabulary = self._executor.plan.target.vocab_size
-            drafting.scores = np.zeros((int(binding.width.sum()), vocabulary), np.float32)
+            # What the draft model has no id for it never draws.
+            drafting.scores = np.full((int(binding.width.sum()), vocabulary), -np.inf, np.float32)
         score_row = np.cumsum(binding.width) - binding.width
         if self._draft_at_once(binding, places, drafting, score_row):
             return drafting
@@ -127,7 +133,7 @@ class ModelDrafter:
         first, later = self._executor.row_inputs(DRAFT, loop.first), self._executor.loops.inputs
         filled = fill_rounds(first, later, loop.sequences, self._ledger, self._lanes.tokens, span, width)
         verify_rounds(first, later, filled, self._ledger)
-        if loop.sampler != GREEDY:
+        if loop.sampler not in CHEAPER.values():
             self._sampler.set_controls(span.lanes, span.end - width + 1)
         self._executor.run_loop(loop, filled.rounds)
         return filled
@@ -143,9 +149,10 @@ class ModelDrafter:
                 drafting.broken[i] = "the draft model's logits are not finite"
             drafting.tokens[i] = tokens[:width, row].tolist()
             if drafting.scores is not None:
-                drafting.scores[score_row[i]] = self._sampler.scores[row]
+                mine = drafting.scores[score_row[i] : score_row[i] + width, : self._sampler.vocab_size]
+                mine[0] = self._sampler.scores[row]
                 if width > 1:
-                    drafting.scores[score_row[i] + 1 : score_row[i] + width] = loops.later("scores")[: width - 1, row]
+                    mine[1:] = loops.later(self._sampler.scores_name)[: width - 1, row]
 
     def _take(self, binding: Binding, places: Ints, rows: FilledRows, drafting: Drafting, score_row: Ints) -> None:
         """Draw the next draft of each sequence at its last row."""
@@ -158,13 +165,14 @@ class ModelDrafter:
         drawn = self._sampler.sample(rows.row_lanes, rows.row_positions + 1, self._kind)
         for row, i in zip(last.tolist(), places.tolist(), strict=True):
             if not drawn.ok[row]:
+                # Bans alone are never why: if they left none of its ids, the lane's first token was another.
                 drafting.broken[i] = "the draft model's logits are not finite"
                 continue
             token = int(drawn.tokens[row])
             drafting.tokens[i].append(token)
             self._lanes.tokens[binding.lanes[i], binding.length[i] + len(drafting.tokens[i]) - 1] = token
             if drafting.scores is not None:
-                drafting.scores[score_row[i]] = self._sampler.scores[row]
+                drafting.scores[score_row[i], : self._sampler.vocab_size] = self._sampler.scores[row]
 
 
 def _span_of(binding: Binding, places: Ints) -> BoundSpan:

@@ -16,9 +16,11 @@ from slotwise.core.errors import SequenceFault
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.sampling.adjust import Edits
+from slotwise.plans.arrays import rows_array
 from slotwise.plans.program import SAMPLER
-from slotwise.plans.sampling import ACCEPT, FILTER, GREEDY, SAMPLE
+from slotwise.plans.sampling import ACCEPT, CHEAPER, FILTER, SAMPLE
 from slotwise.slots.rows import FilledRows
+from slotwise.slots.step import TARGET
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -33,32 +35,41 @@ class SampledRows:
 
 
 class Sampler:
-    """Runs sampler programs of `executor` with the settings of `lanes`."""
+    """Runs sampler programs of `executor` with the settings of `lanes`, on logits of the model of `role`."""
 
-    def __init__(self, executor: Executor, lanes: Lanes) -> None:
+    def __init__(self, executor: Executor, lanes: Lanes, role: str = TARGET) -> None:
         self._executor = executor
         self._lanes = lanes
         self._arrays = executor.arrays
+        self.vocab_size = executor.plan.role(role).vocab_size
+        """Token ids that it draws from."""
+        self._logits, self.scores_name = (
+            rows_array(name, self.vocab_size, executor.plan.target.vocab_size) for name in ("logits", "scores")
+        )
 
     @property
     def logits(self) -> Floats:
         """The logits that the last model program gave, [R, V], to be read or edited."""
-        found: Floats = self._arrays["logits"].view(np.float32)
+        found: Floats = self._arrays[self._logits].view(np.float32)
         return found
 
     @property
     def scores(self) -> Floats:
         """The scores that the last `filter` or `sample` program gave, [R, V]."""
-        found: Floats = self._arrays["scores"].view(np.float32)
+        found: Floats = self._arrays[self.scores_name].view(np.float32)
         return found
 
     def edit(self, row: int, edits: Edits) -> None:
-        """Apply one sequence's edits to the logits of `row`: z / divide if z > 0, else z * divide; then add."""
-        if not len(edits):
+        """Apply one sequence's edits to the logits of `row`: z / divide if z > 0, else z * divide; then add.
+
+        Those of ids that the model lacks have nothing to change.
+        """
+        count = int(np.searchsorted(edits.tokens, self.vocab_size))
+        if not count:
             return
-        logits = self.logits
-        z = logits[row, edits.tokens]
-        logits[row, edits.tokens] = np.where(z > 0, z / edits.divide, z * edits.divide) + edits.add
+        logits, tokens, divide, add = self.logits, edits.tokens[:count], edits.divide[:count], edits.add[:count]
+        z = logits[row, tokens]
+        logits[row, tokens] = np.where(z > 0, z / divide, z * divide) + add
 
     def sample(self, row_lanes: Ints, positions: Ints, kind: str = SAMPLE) -> SampledRows:
         """Draw a token for each of the first rows of the logits; row i is lane `row_lanes[i]`'s, at `positions[i]`.
@@ -67,19 +78,19 @@ class Sampler:
         """
         rows = row_lanes.size
         kind = self.cheapest(kind, row_lanes)
-        if kind != GREEDY:
+        if kind not in CHEAPER.values():
             self.set_controls(row_lanes, positions)
         self._run(kind, rows)
         tokens = self._arrays["sampled"][:rows].astype(np.int64)
         return SampledRows(tokens, self._arrays["ok"][:rows].astype(bool) & self.in_vocabulary(tokens))
 
     def cheapest(self, kind: str, row_lanes: Ints) -> str:
-        """`greedy` where `sample` is asked for and every row is greedy; else `kind`."""
-        return GREEDY if kind == SAMPLE and not self._lanes.temperature[row_lanes].any() else kind
+        """`greedy` where `sample` is asked for and every row is greedy, of whichever width; else `kind`."""
+        return CHEAPER[kind] if kind in CHEAPER and not self._lanes.temperature[row_lanes].any() else kind
 
     def in_vocabulary(self, tokens: Ints) -> Bools:
         """Which of `tokens` are ids of this model: what a kernel says is checked like anyone's word."""
-        inside: Bools = (tokens >= 0) & (tokens < self._executor.plan.target.vocab_size)
+        inside: Bools = (tokens >= 0) & (tokens < self.vocab_size)
         return inside
 
     def filter(self, row_lanes: Ints, positions: Ints) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from slotwise.core.graph import Value
 from slotwise.core.ops import contract_of
 from slotwise.plans.program import Program
-from slotwise.plans.sampling import output_buffers
+from slotwise.plans.sampling import output_names
 
 SAMPLED = "sampled"
 """The array that sampler programs draw into."""
@@ -40,7 +40,7 @@ def input_of(program: Program, name: str) -> Value | None:
 
 def sampled_value(sampler: Program, acceptance: str) -> Value | None:
     """The output in which a sampler's program gives tokens, or None."""
-    names = output_buffers(sampler.kind, acceptance)
+    names = output_names(sampler.kind, acceptance)
     return dict(zip(names, sampler.graph.outputs, strict=True)).get(SAMPLED)
 
 

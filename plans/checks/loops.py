@@ -8,18 +8,23 @@ round has room in its arrays; the rows of every round are proved to lie in the d
 from __future__ import annotations
 
 from slotwise.core.errors import VerificationError
+from slotwise.plans.arrays import OVER_IDS, input_array, output_arrays, rows_array
 from slotwise.plans.checks.feed import input_of, sampled_value, why_not_fed
 from slotwise.plans.loop import FED, FEEDS, GIVEN, DraftLoop, loop_samplers, round_buffer
 from slotwise.plans.program import Program
 from slotwise.plans.record import PlanRecord
-from slotwise.plans.sampling import output_buffers
 from slotwise.slots.affine import Affine, prove, variable
 from slotwise.slots.step import DRAFT, FILLED, LENGTH, WIDTH
 
 RULE = "loops"
 ROUND = variable("round")
 
-_SHARED = ("draft.page_table", "logits", "scores", "seed", "temperature", "top_k", "top_p", "min_p")
+_SHARED = (
+    f"{DRAFT}.page_table",
+    *OVER_IDS,
+    *(f"{DRAFT}.{name}" for name in OVER_IDS),
+    *("seed", "temperature", "top_k", "top_p", "min_p"),
+)
 """Inputs that are the same in every round, or that a round itself has written before it reads them."""
 
 
@@ -43,7 +48,7 @@ def _verify_loop(plan: PlanRecord, loop: DraftLoop, programs: dict[tuple[str, st
             f"{loop}: expected 1 to {plan.options.speculate} rounds, found {loop.rounds}, and at least as many first "
             "rows as sequences",
         )
-    allowed = loop_samplers(plan.options.acceptance)
+    allowed = loop_samplers(plan.options.acceptance, plan.drafts_fewer_ids)
     if loop.sampler not in allowed:
         raise VerificationError(RULE, f"{loop}: drafts are drawn by {' or '.join(allowed)}, not by {loop.sampler}")
     for _, key in loop.programs(loop.rounds):
@@ -77,14 +82,15 @@ def _verify_feed(plan: PlanRecord, loop: DraftLoop, models: list[Program], sampl
 
 def _verify_arrays(plan: PlanRecord, loop: DraftLoop, programs: tuple[Program, Program]) -> None:
     """Every value that differs between rounds has an array with room for each round; all others may be shared."""
-    buffers, later = dict(plan.buffers), loop.rounds - 1
+    buffers, later, vocabulary = dict(plan.buffers), loop.rounds - 1, plan.target.vocab_size
     if not later:
         return
     slices = max(each.rounds for each in plan.loops) - 1
-    apart = {round_buffer("scores")} if plan.options.acceptance != "coupled" else set()
+    scores = rows_array("scores", plan.role(DRAFT).vocab_size, vocabulary)
+    apart = {round_buffer(scores)} if plan.options.acceptance != "coupled" else set()
     for program in programs:
-        names = output_buffers(program.kind, plan.options.acceptance)
-        values = [(program.buffer_of(value), value, False) for value in program.graph.inputs]
+        names = output_arrays(program, plan.options.acceptance, vocabulary)
+        values = [(input_array(program, value, vocabulary), value, False) for value in program.graph.inputs]
         values += [(name, value, True) for name, value in zip(names, program.graph.outputs, strict=True)]
         for name, value, is_written in values:
             own = round_buffer(name)

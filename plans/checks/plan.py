@@ -15,11 +15,11 @@ from slotwise.core.layouts import OCTETS, ROWS, fits
 from slotwise.core.printer import format_around
 from slotwise.core.quantise import DERIVATIONS
 from slotwise.core.specs import TensorSpec
+from slotwise.plans.arrays import input_array, output_arrays
 from slotwise.plans.checks.loops import verify_loops
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, call_spec
 from slotwise.plans.program import PREFILL, SAMPLER, Program, RolePlan
 from slotwise.plans.record import PlanRecord
-from slotwise.plans.sampling import output_buffers
 from slotwise.slots.step import DRAFT, TARGET
 from slotwise.slots.verify_step import verify_step
 
@@ -33,6 +33,12 @@ def verify_plan(plan: PlanRecord) -> None:
         raise VerificationError("roles", f"the drafter is {plan.draft!r}, but the roles are {sorted(roles)}")
     for role in plan.roles:
         _verify_role(plan, role)
+    if DRAFT in roles and roles[DRAFT].vocab_size > roles[TARGET].vocab_size:
+        raise VerificationError(
+            "roles",
+            f"{DRAFT} has {roles[DRAFT].vocab_size} token ids, {TARGET} {roles[TARGET].vocab_size}: it could draft "
+            "what the target cannot be fed",
+        )
     names = [program.name for program in plan.programs]
     for name in names:
         if names.count(name) > 1:
@@ -124,8 +130,9 @@ def _verify_program(plan: PlanRecord, program: Program) -> None:
         _verify_states(plan, program)
         _verify_parameters(plan.role(program.role), program)
     buffers = dict(plan.buffers)
-    wanted = [(program.buffer_of(value), value) for value in program.graph.inputs]
-    outputs = output_buffers(program.kind, plan.options.acceptance)
+    vocabulary = plan.target.vocab_size
+    wanted = [(input_array(program, value, vocabulary), value) for value in program.graph.inputs]
+    outputs = output_arrays(program, plan.options.acceptance, vocabulary)
     if len(outputs) != len(program.graph.outputs):
         raise VerificationError(
             "buffers", f"program {program.name} has {len(program.graph.outputs)} outputs, expected {outputs}"

@@ -26,6 +26,7 @@ from slotwise.core.specs import DType
 from slotwise.engine.calls import BoundCall
 from slotwise.engine.engine import Engine
 from slotwise.engine.executor import Executor
+from slotwise.plans.arrays import OVER_IDS, input_array
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import SAMPLER, Program
 from slotwise.proving.measures import cosine
@@ -163,8 +164,8 @@ class Lockstep:
     def _hand_over_inputs(self, program: Program, fed: Mapping[str, torch.Tensor], executor: Executor) -> None:
         """What the engine decided (tokens, positions, slots, controls); what kernels computed each side keeps."""
         for value in program.graph.inputs:
-            name = program.buffer_of(value)
-            if name not in ("logits", "scores", "draft_scores"):
+            name = input_array(program, value, executor.plan.target.vocab_size)
+            if value.name not in (*OVER_IDS, "draft_scores"):
                 executor.buffers[name][: len(fed[value.name])].copy_(fed[value.name])
 
     def _compare(

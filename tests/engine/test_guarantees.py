@@ -63,6 +63,7 @@ class World:
             "bad model": target.draft(1.0),
             "same model": target,
             "short model": target.draft(0.1, max_positions=20),
+            "model of fewer ids": target.draft(0.1, ids=target.spec.vocab_size - 3),
         }[self.draft]
 
 
@@ -115,7 +116,7 @@ def worlds(draw: st.DrawFn) -> World:
         tail = draw(st.lists(st.integers(0, vocab - 1), min_size=0 if shared else 1, max_size=4))
         max_new = draw(st.sampled_from([1, 2, 5, 9, 17, 100]))
         requests.append(request((*stem[:shared], *tail), max_new, **draw(samplings(vocab))))
-    drafts = ["none", "ngram", "good model", "bad model", "same model", "short model"]
+    drafts = ["none", "ngram", "good model", "bad model", "same model", "short model", "model of fewer ids"]
     return World(
         model,
         draw(st.sampled_from(drafts)),

@@ -40,11 +40,15 @@ INNER = 20
 
 @dataclass(frozen=True)
 class TinyWeights:
-    """Weights by name, drawn from `seed`; `noise` is added to each, relative to its size. Answers rotary tables too."""
+    """Weights by name, drawn from `seed`; `noise` is added to each, relative to its size. Answers rotary tables too.
+
+    Of the tables over token ids only the first `ids` rows are there.
+    """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     seed: int
     noise: float = 0.0
+    ids: int | None = None
 
     @functools.cached_property
     def tensors(self) -> Mapping[str, torch.Tensor]:
@@ -54,7 +58,7 @@ class TinyWeights:
     def tensor(self, name: str, spec: TensorSpec) -> torch.Tensor:
         """See `WeightSource.tensor`."""
         if not name.startswith("rope."):
-            return self.tensors[name]
+            return self.tensors[name][: self.ids] if name in ("embedding", "head") else self.tensors[name]
         steps = 100.0 ** -(torch.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
         angles = torch.outer(torch.arange(spec.sizes()[0]).float(), steps)
         return angles.cos() if name == "rope.cos" else angles.sin()
@@ -78,13 +82,16 @@ class TinyModel:
     spec: ModelSpec
     weights: TinyWeights
 
-    def draft(self, noise: float = 0.1, *, layers: int = 1, max_positions: int | None = None) -> TinyModel:
-        """This model's first layers with noise in their weights, and perhaps a shorter context."""
+    def draft(
+        self, noise: float = 0.1, *, layers: int = 1, max_positions: int | None = None, ids: int | None = None
+    ) -> TinyModel:
+        """This model's first layers with noise in their weights, and perhaps a shorter context or fewer token ids."""
         shapes = dict(self.weights.shapes)
-        same = {"vocab": self.spec.vocab_size, "max_positions": max_positions or self.spec.max_positions}
+        same = {"layers": layers, "max_positions": max_positions or self.spec.max_positions}
         same |= {"hidden": shapes["embedding"][1], "inner": shapes["layers.0.up"][0]}
-        cut = tiny_model(self.weights.seed, layers=layers, **same)
-        return TinyModel(cut.spec, replace(cut.weights, noise=noise))
+        vocab = self.spec.vocab_size
+        cut, full = (tiny_model(self.weights.seed, vocab=v, **same) for v in (ids or vocab, vocab))
+        return TinyModel(cut.spec, replace(full.weights, noise=noise, ids=ids))
 
 
 @functools.cache

@@ -114,8 +114,8 @@ REFUSED: dict[str, tuple[Callable[[TinyModel], object], type[Exception], str]] =
         lambda tiny: compile_plan(tiny(), draft="ngran", options=PlanOptions(speculate=0)), PlanError, "'ngran'"
     ),
     "vocabulary": (
-        lambda tiny: compile_plan(tiny(), draft=tiny("other", vocab=32)),
-        PlanError, "the draft model other has 32 token ids, the target tiny has 33",
+        lambda tiny: compile_plan(tiny(), draft=tiny("other", vocab=34)),
+        PlanError, "the draft model other has 34 token ids, the target tiny has 33; a draft must not have more",
     ),
     "capacity": (
         lambda tiny: compile_plan(tiny(), options=PlanOptions(capacity=65)),

@@ -277,6 +277,8 @@ ROW_MUTANTS: dict[str, tuple[str, Callable[[Bound], object]]] = {
     "row_start from one": ("row order", lambda b: _put(0, 1)(b.inputs.row_start)),
     "a sequence without rows": ("row order", lambda b: _put(2, 4)(b.inputs.row_start)),
     "row_start ends early": ("row order", lambda b: _put(4, 12)(b.inputs.row_start)),
+    "a token that the model lacks": (
+        "token ids", lambda b: (setattr(b.inputs, "id_limit", 9), _put(1, 9)(b.inputs.token_ids))),
     "a page of another lane": ("page table", lambda b: b.inputs.page_table.__setitem__((0, 0), _own_page(b, 5))),
     "the scratch page where tokens are": ("page table", lambda b: b.inputs.page_table.__setitem__((3, 0), 0)),
     "two lanes' pages swapped": (
