@@ -109,7 +109,7 @@ class Restored(TinyWeights):
 @pytest.mark.parametrize("scheme", list(SCHEMES))
 def test_a_quantised_model_gives_the_bits_of_its_restored_weights(scheme: str) -> None:
     weights = MODEL.weights
-    restored = TinyModel(MODEL.spec, Restored(weights.shapes, weights.seed, weights.noise, scheme))
+    restored = TinyModel(MODEL.spec, Restored(weights.shapes, weights.seed, weights.noise, scheme=scheme))
     wanted = [request(prompt_of(4 + 5 * n, n), 10, temperature=0.7 * n, seed=n) for n in range(3)]
     found = [outcome(c) for c in run(tiny_engine(MODEL, weights=scheme), wanted)]
     assert found == [outcome(c) for c in run(tiny_engine(restored), wanted)]
