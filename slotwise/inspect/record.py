@@ -276,7 +276,7 @@ def record(
 ) -> Iterator[Recorder]:
     """Record what `engine` does into the file `path` until the block ends; `tensors` keeps logits too.
 
-    Raises OutputError when the file cannot be written, OptionError when the engine is busy.
+    Raises OutputError when the file cannot be written, at its end too; OptionError when the engine is busy.
     """
     if not engine.is_idle:
         raise OptionError("a recording begins while nothing runs; finish or cancel the running requests first")
@@ -317,4 +317,4 @@ def record(
         except OSError as error:
             faults.append(error)
     if faults:
-        raise OptionError(f"recording {path} is incomplete: {faults[0]}; what was generated is not touched by it")
+        raise OutputError(f"recording {path} is incomplete: {faults[0]}; what was generated is not touched by it")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from slotwise import LLM, Sampling
 from slotwise.core.backend import load_backend
-from slotwise.core.errors import LedgerError, OptionError, RecordingError
+from slotwise.core.errors import LedgerError, OptionError, OutputError, RecordingError
 from slotwise.engine.request import Request
 from slotwise.inspect.near_tie import scores_at
 from slotwise.inspect.recording import Recording, read_recording, sampling_from_json, write_line
@@ -273,7 +273,7 @@ def test_a_recording_does_not_begin_in_the_middle(load: Callable[[], LLM], tmp_p
     with pytest.raises(OptionError, match="while nothing runs"), llm.record(tmp_path / "x.jsonl"):
         pass
     stream.close()
-    with pytest.raises(OptionError, match="cannot be written"), llm.record(tmp_path / "no" / "x.jsonl"):
+    with pytest.raises(OutputError, match="cannot be written"), llm.record(tmp_path / "no" / "x.jsonl"):
         pass
 
 
@@ -281,7 +281,7 @@ def test_a_disk_that_fails_ends_the_recording_and_not_the_requests(load: Callabl
     llm = load()
     outs = []
     broken = mock.patch("slotwise.inspect.record.write_line", side_effect=OSError("no space"))
-    with pytest.raises(OptionError, match=r"is incomplete: .*no space"), llm.record(tmp_path / "x.jsonl"), broken:
+    with pytest.raises(OutputError, match=r"is incomplete: .*no space"), llm.record(tmp_path / "x.jsonl"), broken:
         outs.append(llm.generate(PROMPTS[0], SAMPLED))
     assert len(outs[0].token_ids) == 14
     assert len(llm.engine.observers) == 1  # the crash recorder's
