@@ -10,13 +10,16 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from itertools import chain
 from typing import Any
 
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import TemplateError
 from jinja2.utils import Namespace
+
+from slotwise.models.plain_data import WrittenMapping
 
 MAX_STEPS = 2_000_000  # also the most entries that a list can have, since each one is a step
 MAX_TEXT = 10_000_000  # characters in one value, and in the output
 MAX_BITS = 16_384  # of an integer: Python prints no more than 4300 digits
 _CHARACTERS_PER_STEP = 256
+_MAX_NAMESPACES = 16  # one in another
 
 
 class TemplateLimitError(TemplateError):
@@ -28,7 +31,10 @@ class TemplateRefusalError(TemplateError):
 
 
 class Meter:
-    """Counts the work of one render. Sizes of lists and mappings are remembered: templates cannot change them."""
+    """Counts the work of one render.
+
+    Sizes of lists and mappings are remembered where no namespace is in them: templates cannot change them.
+    """
 
     def __init__(self) -> None:
         self.steps = 0
@@ -53,8 +59,6 @@ class Meter:
 
     def emit(self, value: object) -> str:
         """Return the text that a value prints as, counted towards what the template may write in all."""
-        if isinstance(value, Namespace):
-            raise SecurityError("a namespace cannot be printed")
         self.admit(value)
         text = str(value)
         self.emitted += len(text)
@@ -64,28 +68,48 @@ class Meter:
 
     def size(self, value: object) -> int:
         """Return about how many characters a value prints as, its entries included; raises beyond `MAX_TEXT`."""
+        return self._measured(value, ())[0]
+
+    def _measured(self, value: object, inside: tuple[int, ...]) -> tuple[int, bool]:
+        """The size of a value, and whether it stays so: what holds a namespace changes with it, and may hold itself.
+
+        `inside` are the namespaces on the way to the value.
+        """
         if isinstance(value, str | bytes):
             self.expect(len(value))
-            return len(value)
+            return len(value), True
         if isinstance(value, int):
             if value.bit_length() > MAX_BITS:
                 raise TemplateLimitError(f"the template computes an integer of more than {MAX_BITS} bits")
-            return 8
-        if not isinstance(value, list | tuple | Mapping | set | KeysView | ValuesView | ItemsView):
-            return 8
+            return 8, True
+        if isinstance(value, range):
+            self.spend(len(value) // 64)  # what is no number is looked for in all of it
+            return 8, True
+        fixed = not isinstance(value, Namespace)
+        if isinstance(value, Namespace):
+            if id(value) in inside:
+                return 8, False
+            if len(inside) >= _MAX_NAMESPACES:
+                raise TemplateLimitError(f"the template builds namespaces more than {_MAX_NAMESPACES} deep")
+            inside = (*inside, id(value))
+            self.spend(4)  # its size is found anew each time
+        elif not isinstance(value, list | tuple | Mapping | set | KeysView | ValuesView | ItemsView):
+            return 8, True
         known = self._sizes.get(id(value))
         if known is not None:
-            return known[1]
-        self.spend(1 + len(value))
-        entries: Iterable[object] = chain.from_iterable(value.items()) if isinstance(value, Mapping) else value
-        total = 2
+            return known[1], True
+        held = value._Namespace__attrs if isinstance(value, Namespace) else value
+        self.spend(1 + (2 if isinstance(held, Mapping) else 1) * len(held))
+        entries: Iterable[object] = chain.from_iterable(held.items()) if isinstance(held, Mapping) else held
+        total = 2 + (len(value.text) if isinstance(value, WrittenMapping) else 0)
         for entry in entries:
-            if isinstance(entry, Namespace):
-                raise SecurityError("a namespace cannot be put into a list or mapping")
-            total += 2 + self.size(entry)
+            size, stays = self._measured(entry, inside)
+            total += 2 + size
+            fixed = fixed and stays
             self.expect(total)
-        self._sizes[id(value)] = (value, total)
-        return total
+        if fixed:
+            self._sizes[id(value)] = (value, total)
+        return total, fixed
 
     def items(self, value: Any) -> Any:
         """Return an iterable whose entries are paid for: at once where it has a length, else as they come."""

@@ -17,6 +17,20 @@ from slotwise.models.template_sandbox import MeteredEnvironment
 HELLO = [{"role": "user", "content": "hi"}]
 MEGABYTE = "{% set x = 'a' * 1000000 %}"
 ENDLESS = {
+    "words broken": MEGABYTE + "{{ x|wordwrap(1) }}",
+    "a word to link": "{% set x = ')' * 100000 %}{{ (x ~ 'x)')|urlize }}",
+    "brackets": "{% set x = '<' * 1000000 %}{{ (x ~ '>')|striptags }}",
+    "comments": "{% set x = '<!---->' * 100000 %}{{ (x|safe).striptags() }}",
+    "what no range has": "{% for a in range(99999) %}{% if 'a' in range(99999) %}{% endif %}{% endfor %}",
+    "what no range counts": "{% for a in range(99999) %}{% set y = range(99999).count('a') %}{% endfor %}",
+    "lists added": "{% for a in range(99) %}{% set y = ([[1] * 9] * 9999)|sum(start=[]) %}{% endfor %}",
+    "keys": "{% for a in range(999) %}{% set y = dict.fromkeys(range(99999)) %}{% endfor %}",
+    "keys of a mapping": "{% for a in range(999) %}{% set y = {}.fromkeys(range(99999)) %}{% endfor %}",
+    "a namespace that doubles": "{% set n = namespace(x='aaaa') %}"
+    + "{% set n = namespace(x=[n, n]) %}" * 60
+    + "{{ n }}",
+    "a chain of namespaces": "{% set n = namespace(x=1) %}{% for a in range(99999) %}{% set n.x = namespace(x=n.x) %}"
+    "{% endfor %}{{ n }}",
     "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a loop that skips all": "{% for a in range(99999) %}{% for b in range(99999) if 0 %}{% endfor %}{% endfor %}",
     "a loop over itself": "{% for a in range(9) recursive %}{{ loop(range(9)) if loop.depth < 12 }}{% endfor %}",
@@ -42,6 +56,32 @@ ENDLESS = {
     "list doubling": "{% set x = [[1]] %}" + "{% set x = x + x %}" * 60,
 }
 HUGE = {
+    "center": "{{ 'a'.center(10000000000) }}",
+    "center filter": "{{ 'a'|center(10000000000) }}",
+    "center by map": "{{ ['a']|map('center', 10000000000)|list }}",
+    "center by attr": "{{ ('a'|attr('center'))(10000000000) }}",
+    "center of bytes": "{{ 'a'.encode().center(10000000000) }}",
+    "ljust": "{{ 'a'.ljust(10000000000) }}",
+    "zfill": "{{ 'a'.zfill(10000000000) }}",
+    "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
+    "to_bytes": "{{ (5).to_bytes(1000000000) }}",
+    "to_bytes by name": "{{ (5).to_bytes(length=1000000000) }}",
+    "lipsum": "{{ lipsum(n=1000000) }}",
+    "long lipsum": "{{ lipsum(n=1, min=1, max=100000000) }}",
+    "translate": MEGABYTE + "{{ x.translate({97: 'b' * 1000}) }}",
+    "bytes times number": "{{ 'a'.encode() * 10000000000 }}",
+    "bytes percent": "{{ 'a%1000000000d'.encode() % 1 }}",
+    "batch": "{{ [1]|batch(1000000000, 'x')|list }}",
+    "slice": "{{ [1]|slice(1000000000)|list }}",
+    "wordwrap": MEGABYTE + "{{ x|wordwrap(1, wrapstring=x) }}",
+    "urlencode": MEGABYTE + "{{ x|urlencode }}",
+    "urlize": "{% set x = 'http://a.bc ' * 100000 %}{{ x|urlize(rel='a' * 1000) }}",
+    "pprint": "{% set n = namespace(x=['a' * 100000]) %}{% for i in range(200) %}{% set n.x = [n.x] %}{% endfor %}"
+    "{{ n.x|pprint }}",
+    "a list that grows behind its back": MEGABYTE + "{% set n = namespace(x=1) %}{% set l = [n] * 999 %}{{ l }}"
+    "{% set n.x = x %}{{ l }}",
+    "a namespace concatenated": MEGABYTE + "{% set n = namespace(x=1) %}{% set l = [n] * 999 %}{{ l ~ '' }}"
+    "{% set n.x = x %}{{ l ~ '' }}",
     "string times number": "{{ 'a' * 10000000000 }}",
     "number times string": "{{ 10000000000 * 'a' }}",
     "list times number": "{{ [1] * 10000000000 }}",
@@ -87,7 +127,6 @@ HUGE = {
 FORBIDDEN = {
     "class": "{{ ''.__class__.__mro__ }}",
     "class by key": "{{ ''['__class__']['__mro__'] }}",
-    "class by filter": "{{ ''|attr('__class__') }}",
     "class by format": "{{ '{0.__class__.__mro__}'.format(1) }}",
     "globals": "{{ raise_exception.__globals__['json'] }}",
     "globals of a method": "{{ namespace.__self__.meter }}",
@@ -96,24 +135,11 @@ FORBIDDEN = {
     "mutation of a message": "{{ messages[0].update({'a': 1}) }}",
     "underscored namespace": "{% set n = namespace() %}{% set n.__class__ = 1 %}",
     "underscored namespace made": "{% set n = namespace(__class__=1) %}",
-    "namespace in itself": "{% set n = namespace() %}{% set n.x = n %}",
-    "namespace in a list": "{% set n = namespace() %}{% set n.x = [n] %}",
-    "namespace printed": "{{ namespace(x=1) }}",
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import '/etc/passwd' as x %}",
     "from": "{% from '/etc/passwd' import x %}",
     "extends": "{% extends '/etc/passwd' %}",
     "autoescape": "{% autoescape true %}{% endautoescape %}",
-    "center": "{{ 'a'.center(10000000000) }}",
-    "center filter": "{{ 'a'|center(10000000000) }}",
-    "center by map": "{{ ['a']|map('center', 10000000000)|list }}",
-    "ljust": "{{ 'a'.ljust(10000000000) }}",
-    "zfill": "{{ 'a'.zfill(10000000000) }}",
-    "expandtabs": "{{ '\t'.expandtabs(1000000000) }}",
-    "to_bytes": "{{ (5).to_bytes(1000000000) }}",
-    "encode": "{{ 'a'.encode() }}",
-    "lipsum": "{{ lipsum(n=100000) }}",
-    "cycler": "{{ cycler('a') }}",
     "the meter": "{{ 1|emit }}",
 }
 
@@ -143,7 +169,8 @@ def test_a_template_reaches_nothing_outside_its_data(name: str) -> None:
 
 
 def test_nothing_leaks_through_an_attribute_that_prints_as_nothing() -> None:
-    source = "{{ ''['__class__'] }}{{ raise_exception.__globals__ }}{{ range.__self__ }}{{ messages.__class__ }}"
+    source = "{{ ''['__class__'] }}{{ ''|attr('__class__') }}{{ dict._meter }}"
+    source += "{{ raise_exception.__globals__ }}{{ range.__self__ }}{{ messages.__class__ }}"
     assert ChatTemplate(source, "mine").render(HELLO) == ""
 
 
