@@ -102,7 +102,7 @@ PHASES = (
 def _instrumented(engine: Engine) -> Clock:
     """Wrap the phases of this engine; the wrappers' own cost (about 0.3 us a call) is part of what is reported."""
     clock = Clock()
-    clock.wrap(engine._binder.planner, "bind", "bind")
+    clock.wrap(engine._binder.planner, "plan", "bind")
     clock.wrap(engine._decoder, "run", "decode")
     clock.wrap(engine, "_settle", "settle")
     clock.wrap(engine.ledger, "check", "check")

@@ -2,7 +2,7 @@
 
 Owns `DType`, `Dim` and `TensorSpec`. What always holds: a dimension is a size (0 or more) or a name such as `T` (token
 rows), `B` (sequences), `R` (logit rows), `P` (page-table columns), `S` (cache slots), `M` (rotary positions),
-optionally with an integer added (`B+1`); a spec becomes sizes only through `bind`, with every name given.
+optionally with an integer added (`B+1`); a spec becomes sizes only through `sized`, with every name given.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class TensorSpec:
     dtype: DType
     shape: tuple[Dim, ...]
 
-    def bind(self, sizes: Mapping[str, int]) -> TensorSpec:
+    def sized(self, sizes: Mapping[str, int]) -> TensorSpec:
         """The same spec with every name replaced by its size."""
         return TensorSpec(self.dtype, tuple(dim_size(d, sizes) for d in self.shape))
 

@@ -54,7 +54,7 @@ class StepBinder:
             chosen = lanes_of(decoding)
             try:
                 offered = self._offer(chosen) if drafts else np.zeros(chosen.size, np.int64)
-                return decoding, self.planner.bind(epoch, [s.id for s in decoding], chosen, offered), ended
+                return decoding, self.planner.plan(epoch, [s.id for s in decoding], chosen, offered), ended
             except Exception as error:
                 self.release(chosen)
                 faults = {s.id: fault for s in decoding if (fault := self._fault_alone(epoch, s)) is not None}
@@ -81,7 +81,7 @@ class StepBinder:
         """What goes wrong when this sequence is planned alone, None when nothing does; its reservation is undone."""
         chosen = lanes_of([sequence])
         try:
-            self.planner.bind(epoch, [sequence.id], chosen, self._offer(chosen))
+            self.planner.plan(epoch, [sequence.id], chosen, self._offer(chosen))
         except Exception as error:
             return as_fault(error, sequence.id, "planning its step")
         finally:

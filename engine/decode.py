@@ -90,7 +90,7 @@ class DecodeRunner:
                     drafting.scores[span] = one.scores[span]
         for i in wanted.tolist():
             if verdicts[i] is None:
-                reason = drafting.broken.get(i) or self._lie(binding, i, drafting)
+                reason = drafting.broken.get(i) or self._refusal(binding, i, drafting)
                 if reason is not None:
                     verdicts[i] = Verdict([], SequenceFault(f"sequence {binding.sequences[i]}: {reason}"))
                     continue
@@ -104,7 +104,7 @@ class DecodeRunner:
             raise SequenceFault(f"the drafter gave no list of tokens for each of {len(binding.sequences)} sequences")
         return drafting
 
-    def _lie(self, binding: Binding, place: int, drafting: Drafting) -> str | None:
+    def _refusal(self, binding: Binding, place: int, drafting: Drafting) -> str | None:
         """What is wrong with a drafter's proposal, None when it is what was planned."""
         vocabulary, width = self._executor.plan.target.vocab_size, int(binding.width[place])
         tokens: object = drafting.tokens[place]

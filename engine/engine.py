@@ -229,7 +229,7 @@ class Engine:
         try:
             chosen = lanes_of(going_on)
             ids = [s.id for s in going_on]
-            binding = self._binder.planner.bind(self.epoch, ids, chosen, np.zeros(chosen.size, np.int64))
+            binding = self._binder.planner.plan(self.epoch, ids, chosen, np.zeros(chosen.size, np.int64))
         except Exception as error:
             # Whatever it is, the step is planned again when the flight has landed; that pages run out is usual.
             self._binder.release(chosen)

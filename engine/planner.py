@@ -43,7 +43,7 @@ class DecodePlanner:
         """Whether the pool cannot give each lane even the slot of its pending token: someone must be preempted."""
         return not self._fits(self._target, chosen, self._reach[TARGET](self._lanes.length[chosen], 0))
 
-    def bind(self, epoch: int, sequences: Sequence[int], chosen: Ints, offered: Ints) -> Binding:
+    def plan(self, epoch: int, sequences: Sequence[int], chosen: Ints, offered: Ints) -> Binding:
         """Widths for the lanes `chosen`, at most `offered`; spans reserved in every role; verified.
 
         Raises OutOfPages, with nothing changed, when the pool cannot give even one slot a lane.

@@ -26,7 +26,7 @@ def load_parameters(graph: Graph, weights: WeightSource, sizes: Mapping[str, int
     """
     values: dict[str, torch.Tensor] = {}
     for parameter in graph.parameters:
-        spec = parameter.value.spec.bind(sizes)
+        spec = parameter.value.spec.sized(sizes)
         joined = torch.cat([weights.tensor(name, spec) for name in parameter.sources])
         if parameter.derive:
             joined = derive(joined, parameter.derive, name=parameter.value.name)

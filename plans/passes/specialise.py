@@ -29,7 +29,7 @@ class Specialise:
         def spec_of(spec: TensorSpec) -> TensorSpec:
             found = bound.get(spec)
             if found is None:
-                found = bound[spec] = spec.bind(sizes)
+                found = bound[spec] = spec.sized(sizes)
             return found
 
         def value_of(value: Value) -> Value:

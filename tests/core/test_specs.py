@@ -56,7 +56,7 @@ def test_a_dimension_is_a_size_a_name_or_a_name_plus_a_constant() -> None:
 
 def test_binding_gives_sizes_and_bytes() -> None:
     spec = TensorSpec(DType.BF16, ("T", 3, "B+1"))
-    bound = spec.bind({"T": 2, "B": 4})
+    bound = spec.sized({"T": 2, "B": 4})
     assert bound.shape == (2, 3, 5)
     assert bound.nbytes() == spec.nbytes({"T": 2, "B": 4}) == 60
     assert TensorSpec(DType.F32, ()).nbytes() == 4

@@ -36,7 +36,7 @@ def next_token_probabilities(model: TinyModel, tokens: tuple[int, ...], sampling
     """Softmax after temperature and top-k, by the model's graph in float64 arithmetic of its logits."""
     graph, rows = model.spec.graph, torch.arange(len(tokens), dtype=torch.int32)
     weights = {
-        p.value.name: model.weights.tensor(p.value.name, p.value.spec.bind({"M": model.spec.max_positions}))
+        p.value.name: model.weights.tensor(p.value.name, p.value.spec.sized({"M": model.spec.max_positions}))
         for p in graph.parameters
     }
     inputs = {"token_ids": torch.tensor(tokens).int(), "positions": rows, "logit_rows": rows[-1:]}

@@ -146,7 +146,7 @@ def test_an_interrupted_step_is_computed_again(monkeypatch: pytest.MonkeyPatch, 
     owner, name = {
         "reading": (engine.executor, "finish"),
         "starting": (engine.executor, "start"),
-        "planning": (engine._binder.planner, "bind"),
+        "planning": (engine._binder.planner, "plan"),
     }[where]
     inner = getattr(owner, name)
 
