@@ -22,6 +22,7 @@ from slotwise.models.chat_parameters import refuse_parameters, refuse_unknown
 from slotwise.models.checkpoint import existing_folder
 from slotwise.models.config import read_json_object
 from slotwise.models.continuation import Continuation
+from slotwise.models.declared_tokens import DeclaredTokens
 from slotwise.models.messages import Message, normalised
 from slotwise.models.plain_data import kind, plain
 from slotwise.models.template_files import DEFAULT, TEMPLATE_BYTES, find_templates
@@ -47,14 +48,19 @@ class ChatTemplate:
     named: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> ChatTemplate:
-        """Find the templates of a checkpoint; raises CheckpointError where their files are no templates."""
+    def load(cls, folder: str | os.PathLike[str], special_tokens: Mapping[str, str] | None = None) -> ChatTemplate:
+        """Find the templates of a checkpoint; raises CheckpointError where their files are no templates.
+
+        `special_tokens` are those of its tokenizer; None takes what its files name, without a vocabulary to look in.
+        """
         root = existing_folder(folder)
         config_file = root / "tokenizer_config.json"
         config = read_json_object(config_file) if config_file.exists() else {}
         found = find_templates(root, config)
+        if special_tokens is None:
+            special_tokens = DeclaredTokens.load(root).variables
         others = {name: source for name, source in found.by_name.items() if name != DEFAULT}
-        return cls(found.by_name.get(DEFAULT), found.origin, special_tokens(config), others)
+        return cls(found.by_name.get(DEFAULT), found.origin, special_tokens, others)
 
     @property
     def has_chat_template(self) -> bool:
@@ -204,17 +210,6 @@ class _Program:
                 f"{self.origin}: the template wrote {len(text)} characters, expected {MAX_TEXT} at most"
             )
         return text
-
-
-def special_tokens(config: Mapping[str, object]) -> dict[str, str]:
-    """Return the entries of a tokenizer_config.json that name a token, such as `bos_token`, as text."""
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        if key.endswith("_token"):
-            content = value.get("content") if isinstance(value, Mapping) else value
-            if isinstance(content, str):
-                found[key] = content
-    return found
 
 
 def _documents(documents: object) -> object:

@@ -1,8 +1,9 @@
 """A checkpoint's tokenizer: text to token ids and back.
 
-Owns the reading of tokenizer.json (by the `tokenizers` library), tokenizer_config.json and special_tokens_map.json.
-What always holds: ids are those that `transformers.AutoTokenizer` (5.x) gives, never truncated or padded; every id
-from `encode` is below `vocab_size`; and a hostile file ends in a `CheckpointError`, also where the library panics.
+Owns the reading of tokenizer.json (by the `tokenizers` library). What always holds: ids are those that tokenizer.json
+gives, with the tokens that other files name (`special_tokens.py`), never truncated or padded; they are those of
+`transformers.AutoTokenizer` (5.23) but for what docs/checkpoints.md lists; every id from `encode` is below
+`vocab_size`; and a hostile file ends in a `CheckpointError`, also where the library panics.
 """
 
 from __future__ import annotations
@@ -11,41 +12,45 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from slotwise.core.errors import CheckpointError, OptionError, RequestError
-from slotwise.models.chat_template import special_tokens
 from slotwise.models.checkpoint import existing_folder
-from slotwise.models.config import ConfigReader, parse_json_object, read_bounded, read_json_object
+from slotwise.models.config import read_bounded
+from slotwise.models.declared_tokens import MAX_ID, DeclaredTokens
+from slotwise.models.special_tokens import SpecialTokens, settle
+from slotwise.models.tokenizer_classes import LLAMA, rebuilt_as_llama, tokenizer_class
 
 TOKENIZER_BYTES = 200 * 2**20
-_MAX_ID = 2**24 - 1
 _T = TypeVar("_T")
 
 
 class Tokenizer:
     """Text to token ids and back; make one with `Tokenizer.load`. Two are equal iff their id -> token maps are."""
 
-    def __init__(self, backend: Backend, source: str, named_tokens: Mapping[str, str]) -> None:
+    def __init__(self, backend: Backend, source: str, special_tokens: SpecialTokens, rows: int | None = None) -> None:
         self.backend = backend
         self.source = source
+        self.special_tokens = special_tokens
+        """Every special token and every end that the checkpoint's files name; template and engine read it too."""
         self._tokens: dict[int, str] = {index: token for token, index in backend.get_vocab(True).items()}
         if not self._tokens:
             raise CheckpointError(f"{source}: expected a vocabulary, found none")
         highest = max(self._tokens)
-        if highest > _MAX_ID:
-            raise CheckpointError(f"{source}: expected token ids up to {_MAX_ID}, found {highest}")
+        if highest > MAX_ID:
+            raise CheckpointError(f"{source}: expected token ids up to {MAX_ID}, found {highest}")
         self.vocab_size: int = highest + 1
         """The highest id plus one, added tokens included."""
-        self.bos_id: int | None = self._id_of(named_tokens.get("bos_token"))
-        eos = self._id_of(named_tokens.get("eos_token"))
+        self.rows: int = max(self.vocab_size, rows or 0)
+        """What ids lie below: the model may have more rows than the tokenizer has tokens, and give their ids."""
+        self.bos_id: int | None = special_tokens.id_of("bos_token")
+        eos = special_tokens.id_of("eos_token")
         self.eos_ids: tuple[int, ...] = () if eos is None else (eos,)
+        """What the tokenizer itself names; `special_tokens.ends` has what any file does."""
         framing = _guarded(lambda: backend.encode("").ids, CheckpointError, f"{source}: cannot encode empty text")
         if any(index >= self.vocab_size for index in framing):
             raise CheckpointError(
@@ -53,8 +58,8 @@ class Tokenizer:
             )
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Read the tokenizer of a checkpoint folder. Raises `CheckpointError`."""
+    def load(cls, folder: str | os.PathLike[str], *, rows: int | None = None) -> Tokenizer:
+        """Read the tokenizer of a checkpoint folder, whose model has `rows` ids. Raises `CheckpointError`."""
         root = existing_folder(folder)
         source = root / "tokenizer.json"
         if not source.exists():
@@ -63,32 +68,27 @@ class Tokenizer:
                 " `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)` with transformers"
             )
         data = read_bounded(source, TOKENIZER_BYTES)
-        config, special_map = (
-            _optional_json(root / "tokenizer_config.json"),
-            _optional_json(root / "special_tokens_map.json"),
+        declared = DeclaredTokens.load(root)
+        config, model = declared.tokenizer_config, declared.model_config
+        declaring = next((reader for reader in (config, model) if reader.has("tokenizer_class")), None)
+        class_name = tokenizer_class(
+            None if declaring is None else declaring.string("tokenizer_class"),
+            model.string("model_type", default=""),
+            data,
         )
-        named = {**special_tokens(special_map), **special_tokens(config)}
-        if _is_rebuilt(root, config, data):
-            data = _rebuilt(data, ConfigReader(config, str(root / "tokenizer_config.json")), source)
+        if class_name == LLAMA:
+            data = rebuilt_as_llama(data, config, source)
 
-        def build() -> Backend:
+        def build() -> tuple[Backend, SpecialTokens]:
             backend = Backend.from_buffer(data)
+            special = settle(declared, class_name, backend)
             backend.no_truncation()
             backend.no_padding()
-            added = backend.get_added_tokens_decoder()
-            special = {token.content for token in added.values() if token.special}
-            # A token that the config names counts as special, also where tokenizer.json forgot to say so.
-            forgotten = [
-                AddedToken(token, special=True, normalized=False)
-                for token in dict.fromkeys(named.values())
-                if token not in special and backend.token_to_id(token) is not None
-            ]
-            if forgotten:
-                backend.add_special_tokens(forgotten)
-            return backend
+            backend.encode_special_tokens = config.boolean("split_special_tokens", default=False)
+            return backend, special
 
-        backend = _guarded(build, CheckpointError, f"{source}: is not a tokenizer that can be read")
-        return cls(backend, str(source), named)
+        backend, special = _guarded(build, CheckpointError, f"{source}: is not a tokenizer that can be read")
+        return cls(backend, str(source), special, rows)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`, with the tokens that the checkpoint puts around a text if asked.
@@ -110,9 +110,9 @@ class Tokenizer:
         )
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of `ids`; ids within the vocabulary that have no token stand for no text.
+        """Return the text of `ids`, any that the model can give; those that have no token stand for no text.
 
-        Raises `OptionError` for an id that is no integer or lies outside [0, vocab_size).
+        Raises `OptionError` for an id that is no integer or lies outside [0, rows).
         """
         checked = [self._checked(index) for index in ids]
         return _guarded(
@@ -122,11 +122,11 @@ class Tokenizer:
         )
 
     def token(self, index: int) -> str:
-        """Return the token of an id as the vocabulary spells it; raises `OptionError` for an id that has none."""
-        found = self._tokens.get(self._checked(index))
-        if found is None:
-            raise OptionError(f"{self.source}: has no token with id {index}")
-        return found
+        """Return the token of an id as the vocabulary spells it, empty for an id that has none.
+
+        Raises `OptionError` as `decode` does.
+        """
+        return self._tokens.get(self._checked(index), "")
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the id -> token map; equal for two tokenizers iff `vocabulary_mismatch` finds none."""
@@ -146,20 +146,17 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.source!r}, vocab_size={self.vocab_size})"
 
-    def _id_of(self, token: str | None) -> int | None:
-        return None if token is None else self.backend.token_to_id(token)
-
     def _checked(self, index: int) -> int:
         try:
             number = operator.index(index)
         except TypeError:
             raise OptionError(f"a token id must be an integer, found {index!r:.80}") from None
-        if isinstance(index, bool) or not 0 <= number < self.vocab_size:
-            raise OptionError(f"token id {index} must lie in [0, {self.vocab_size}), the vocabulary of {self.source}")
+        if isinstance(index, bool) or not 0 <= number < self.rows:
+            raise OptionError(f"token id {index} must lie in [0, {self.rows}), the vocabulary of {self.source}")
         return number
 
 
-def vocabulary_mismatch(a: Tokenizer, b: Tokenizer, below: int = _MAX_ID + 1) -> str | None:
+def vocabulary_mismatch(a: Tokenizer, b: Tokenizer, below: int = MAX_ID + 1) -> str | None:
     """Return a sentence that names the lowest ids under `below` at which two vocabularies differ; None without any."""
     mine, other = a._tokens, b._tokens
     differing = sorted(i for i in mine.keys() | other.keys() if i < below and mine.get(i) != other.get(i))
@@ -174,53 +171,12 @@ def vocabulary_mismatch(a: Tokenizer, b: Tokenizer, below: int = _MAX_ID + 1) ->
     )
 
 
-def _optional_json(path: Path) -> dict[str, object]:
-    return read_json_object(path) if path.exists() else {}
-
-
-def _is_rebuilt(root: Path, config: Mapping[str, object], data: bytes) -> bool:
-    """Whether transformers 5 builds this tokenizer anew, taking vocabulary, merges and post-processor alone.
-
-    It does for `LlamaTokenizer` (`models/llama/tokenization_llama.py`), except for byte-level files and for the model
-    types whose tokenizers it knows to be declared wrongly (`models/auto/tokenization_auto.py`).
-    """
-    name = config.get("tokenizer_class")
-    if not isinstance(name, str) or name.removesuffix("Fast") != "LlamaTokenizer" or b'"ByteLevel"' in data:
-        return False
-    return _optional_json(root / "config.json").get("model_type", "llama") == "llama"
-
-
-def _rebuilt(data: bytes, config: ConfigReader, source: Path) -> bytes:
-    """A tokenizer.json with the normalizer, pre-tokenizer and decoder that transformers 5 gives a `LlamaTokenizer`."""
-    tokenizer = parse_json_object(data, source)
-    model = tokenizer.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        raise CheckpointError(f"{source}: expected a BPE model, as {config.source} declares a LlamaTokenizer")
-    prefixed = config.boolean("add_prefix_space", default=True)
-    scheme = "never" if not prefixed else "always" if config.boolean("legacy", default=False) else "first"
-    tokenizer["model"] = {**model, "unk_token": None, "fuse_unk": True, "byte_fallback": True, "dropout": None}
-    tokenizer["normalizer"] = None
-    tokenizer["pre_tokenizer"] = {
-        "type": "Metaspace",
-        "replacement": "▁",
-        "prepend_scheme": scheme,
-        "split": False,
-    }
-    decoders: list[dict[str, object]] = [
-        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if prefixed:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    tokenizer["decoder"] = {"type": "Sequence", "decoders": decoders}
-    return json.dumps(tokenizer).encode("ascii")
-
-
 def _guarded(action: Callable[[], _T], kind: type[CheckpointError] | type[RequestError], what: str) -> _T:
     """Run what calls into the library; its errors become `kind`, its Rust panics (no `Exception`) too."""
     try:
         return action()
+    except CheckpointError:
+        raise
     except Exception as error:
         raise kind(f"{what}: {str(error)[:300]}") from error
     except BaseException as error:

@@ -142,10 +142,11 @@ class LLM:
             self._named = {"draft": draft, **vars(options)}
         loaded = load_model(model, options.dtype)
         self._folder = loaded.checkpoint.folder
+        self._vocab_size = loaded.spec.vocab_size
         self._folders = {"model": str(model), "draft": None if draft is None else str(draft)}
-        self.tokenizer = Tokenizer.load(model)
+        self.tokenizer = Tokenizer.load(model, rows=loaded.spec.vocab_size)
         self._defaults = GenerationDefaults.load(model)
-        self._template = ChatTemplate.load(model)
+        self._template = ChatTemplate.load(model, self.tokenizer.special_tokens.variables)
         drafter = load_draft(draft, loaded, self.tokenizer, options.dtype)
         if saved is not None:
             check_saved(saved, loaded, drafter)
@@ -158,7 +159,7 @@ class LLM:
                 self._plan,
                 sources,
                 pieces=TokenPieces(self.tokenizer.backend),
-                eos_ids=self._defaults.eos_token_ids or self.tokenizer.eos_ids,
+                eos_ids=self.eos_ids,
                 progress=report,
                 threads=threads,
                 overlap=overlap,
@@ -352,6 +353,11 @@ class LLM:
     def folders(self) -> Mapping[str, str | None]:
         """The checkpoint folders by what they are for, `model` and `draft`, as they were named."""
         return self._folders
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids at which a text ends: all that generation_config, config and the tokenizer name and the model has."""
+        return tuple(end.id for end in self.tokenizer.special_tokens.ends if end.id < self._vocab_size)
 
     @property
     def default_sampling(self) -> Sampling:

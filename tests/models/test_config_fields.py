@@ -13,7 +13,7 @@ import transformers
 from slotwise.models.architecture import architectures, read_architecture
 from slotwise.models.config import ConfigReader
 from slotwise.models.config_fields import ROPE_KEYS, WITHOUT_MEANING, Noted
-from slotwise.models.generation_config import GenerationDefaults
+from slotwise.models.declared_tokens import DeclaredTokens
 from slotwise.models.load import load_model
 
 from .randomised import Model, assert_close, our_logits, rewrite, their_logits, tokens
@@ -21,7 +21,7 @@ from .randomised import Model, assert_close, our_logits, rewrite, their_logits, 
 READ_ELSEWHERE = {
     "model_type": "load_model chooses by it",
     "dtype": "load_model computes in it",
-    "eos_token_id": "GenerationDefaults",
+    "eos_token_id": "DeclaredTokens",
 }
 MODEL_TYPES = sorted(architectures())
 
@@ -60,7 +60,7 @@ def test_the_fields_that_are_read_elsewhere_are(tmp_path: Path) -> None:
     Model("LlamaConfig").build().save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").unlink()
     rewrite(tmp_path, lambda config: config.update(eos_token_id=7, dtype="float16"))
-    assert GenerationDefaults.load(tmp_path).eos_token_ids == (7,)
+    assert DeclaredTokens.load(tmp_path).end_ids == ((7, "config.json"),)
     assert load_model(tmp_path).spec.dtype.torch == torch.float16
 
 

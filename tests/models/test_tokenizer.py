@@ -155,25 +155,6 @@ def test_truncation_and_padding_in_the_file_are_off(tmp_path: Path) -> None:
     assert limited.encode(text) == Tokenizer.load(BUNDLED[0]).encode(text)
 
 
-def test_a_token_that_the_config_names_is_special_though_tokenizer_json_forgot(tmp_path: Path) -> None:
-    added = json.loads((BUNDLED[0] / "tokenizer.json").read_text("utf-8"))["added_tokens"]
-    folder = changed(tmp_path, {"added_tokens": [token for token in added if token["content"] != "<|end|>"]})
-    tokenizer = Tokenizer.load(folder)
-    assert tokenizer.encode("hi<|end|>", add_special_tokens=False)[-1] == 2
-    assert tokenizer.decode([2]) == ""
-    assert tokenizer.decode([2], skip_special_tokens=False) == "<|end|>"
-
-
-def test_special_tokens_map_fills_what_the_config_leaves_out(tmp_path: Path) -> None:
-    folder = changed(tmp_path, {})
-    (folder / "tokenizer_config.json").write_text("{}")
-    (folder / "special_tokens_map.json").write_text('{"bos_token": {"content": "<|begin|>"}, "eos_token": "<|end|>"}')
-    tokenizer = Tokenizer.load(folder)
-    assert (tokenizer.bos_id, tokenizer.eos_ids) == (1, (2,))
-    (folder / "special_tokens_map.json").write_text('{"bos_token": "<none such>"}')
-    assert (Tokenizer.load(folder).bos_id, Tokenizer.load(folder).eos_ids) == (None, ())
-
-
 @pytest.mark.parametrize(
     "content",
     [
