@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from slotwise.cli._options import sampling_of
 from slotwise.core.errors import OptionError, RequestError
-from slotwise.engine.request import Request
 
 if TYPE_CHECKING:
+    from slotwise.engine.request import Request
     from slotwise.llm import LLM
 
 
@@ -43,6 +43,8 @@ def prompts_of(parsed: argparse.Namespace) -> list[str]:
 
 def requests_of(parsed: argparse.Namespace, llm: LLM) -> list[Request]:
     """A request for each prompt, with the sampling options; seed 0 where none is given."""
+    from slotwise.engine.request import Request
+
     sampling = sampling_of(parsed, llm)
     sampling = replace(sampling, seed=0) if sampling.seed is None else sampling
     return [Request(tuple(llm.tokenizer.encode(prompt)), sampling) for prompt in prompts_of(parsed)]

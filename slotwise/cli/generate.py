@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from slotwise.cli._options import add_model_options, add_sampling_options, load, sampling_of
 from slotwise.cli._prompts import add_prompt_options, prompts_of
 from slotwise.core.errors import OptionError, RequestError
-from slotwise.engine.request import Completion
 from slotwise.engine.sampling import Sampling
-from slotwise.engine.sampling.logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
+    from slotwise.engine.request import Completion
+    from slotwise.engine.sampling.logprobs import TokenLogprobs
     from slotwise.llm import LLM
 
 
