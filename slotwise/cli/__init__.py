@@ -9,6 +9,7 @@ A command is a module here with `add_parser` and `run`, found by looking at the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import os
@@ -48,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what this terminal's encoding lacks
-    parsed = build_parser().parse_args(arguments)
+    name = "slotwise"
     try:
+        parsed = _parse(arguments)
+        name = f"slotwise {parsed.command}"
         return _run(parsed)
     except BrokenPipeError:
         # The reader has gone (`| head`): nothing is wrong, and nothing more can be written.
@@ -58,11 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _write_no_more()
         what = error if error.filename is not None else f"the output cannot be written: {error}"
-        print(f"slotwise {parsed.command}: error: {what}", file=sys.stderr)
+        print(f"{name}: error: {what}", file=sys.stderr)
         return 1
     finally:
         if arguments is None:
             leave_at_once()  # Python takes a moment to end, and nothing of it is worth a traceback.
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(arguments)
+    except SystemExit:
+        sys.stdout.flush()  # help may be piped to a reader that leaves
+        raise
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -85,4 +96,5 @@ def _nowhere() -> io.TextIOWrapper:
 
 def _write_no_more() -> None:
     """Have what is still buffered for the output stream go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # a stream of the caller's own may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -172,11 +172,26 @@ def test_a_full_disk_is_said_in_one_line(stories: Path) -> None:
     assert done.stderr.count(b"\n") == 1
 
 
+def test_a_reader_of_help_that_leaves_hears_nothing() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "slotwise", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipe(process.stdout).close()
+    assert pipe(process.stderr).read() == ""
+    assert process.wait(60) == 141
+
+
 def test_a_reader_that_leaves_is_no_error(stories: Path) -> None:
     process = start("generate", stories, "--prompt", "Once", *TELL)
     pipe(process.stdout).close()
-    assert process.wait(60) == 141
     assert pipe(process.stderr).read() == ""
+    assert process.wait(60) == 141
+
+
+def test_a_conversation_without_input_ends(run: Run, talkative: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    done = run("chat", talkative, *TELL)
+    assert (done.code, done.out, done.err) == (0, "", "")
 
 
 # Prompt files

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slotwise import LLM, OptionError, Sampling
+from slotwise import LLM, OptionError, PlanError, Sampling
 from slotwise.planning import DRAFTING, plan_model
 from slotwise.plans.presets import preset_names
 
@@ -137,3 +139,36 @@ def test_too_many_arguments_are_still_pythons_error(llm: LLM) -> None:
     with pytest.raises(TypeError):
         llm.generate()  # type: ignore[call-overload]
     assert llm.generate(prompts="Once", sampling=Sampling(max_new_tokens=1)).finish_reason == "length"
+
+
+# What is left out
+
+
+def with_config(stories: Path, folder: Path, **fields: object) -> Path:
+    """A copy of a checkpoint whose config.json has other values."""
+    copy = shutil.copytree(stories, folder / "copy")
+    path = copy / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return copy
+
+
+@pytest.mark.parametrize(("positions", "capacity"), [(300, 300), (4096, 4096), (5000, 4096)])
+def test_capacity_left_out_is_the_models_maximum_and_at_most_4096(
+    stories: Path, tmp_path: Path, positions: int, capacity: int
+) -> None:
+    model = with_config(stories, tmp_path, max_position_embeddings=positions)
+    assert plan_model(model, max_sequences=1).target.capacity == capacity
+    assert plan_model(model, max_sequences=1, capacity=positions).target.capacity == positions
+    with pytest.raises(PlanError, match=f"choose capacity={positions} or less"):
+        plan_model(model, capacity=positions + 1)
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_sliding_window_bounds_no_sequence(stories: Path, tmp_path: Path, window: int | None) -> None:
+    model = with_config(
+        stories, tmp_path, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=window
+    )
+    plan = plan_model(model, max_sequences=1)
+    assert (plan.target.capacity, plan.target.pages) == (512, 512 // plan.options.page_size)
+    read = {node.attr_dict["window"] for node in plan.programs[0].graph.nodes if node.op == "attention"}
+    assert read == {window or 0}
