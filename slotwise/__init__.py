@@ -38,6 +38,17 @@ if TYPE_CHECKING:
     from slotwise.llm import LLM as LLM
     from slotwise.plans.plan import Plan as Plan
     from slotwise.stream import Stream as Stream
+else:  # a type checker would take every name for one that is there
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            from slotwise.core.errors import nearest
+
+            raise AttributeError(f"module 'slotwise' has no attribute {name!r}{nearest(name, _HOMES)}")
+        found: object = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = found
+        return found
+
 
 __version__ = "0.1.0"
 
@@ -70,16 +81,6 @@ _PLACES = {
 _HOMES = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = sorted([*_HOMES, "__version__"])
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        from slotwise.core.errors import nearest
-
-        raise AttributeError(f"module 'slotwise' has no attribute {name!r}{nearest(name, _HOMES)}")
-    found: object = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = found
-    return found
 
 
 def __dir__() -> list[str]:

@@ -22,6 +22,7 @@ from slotwise.core.ops import contract_of, contracts
 from slotwise.core.specs import DType
 from slotwise.inspect.calls import plan_calls
 from slotwise.inspect.waivers import Waiver, read_waivers
+from slotwise.keywords import known_keywords
 from slotwise.plans.plan import Plan
 from slotwise.proving.measures import cosine, ulps_between
 from slotwise.proving.validate import CaseResult, Trial, cases_of, check_row_invariance, dtypes_of, try_case
@@ -128,6 +129,7 @@ class _Job:
     dtype: DType
 
 
+@known_keywords
 def crossvalidate(
     plan: Plan | str | Path | None = None,
     *,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from slotwise import LLM, OptionError, PlanError, Sampling
+from slotwise import LLM, OptionError, PlanError, Sampling, crossvalidate
 from slotwise.planning import DRAFTING, plan_model
 from slotwise.plans.presets import preset_names
 
@@ -116,6 +116,7 @@ UNKNOWN: list[tuple[Callable[[Any], object], str]] = [
     (lambda llm: llm.logits(tokens=[3]), "LLM.logits has no keyword 'tokens' (did you mean 'token_ids'?)"),
     (lambda llm: llm.ledger(stesp=3), "LLM.ledger has no keyword 'stesp' (did you mean 'steps'?); there are steps"),
     (lambda llm: llm.record("f", tensor=True), "LLM.record has no keyword 'tensor' (did you mean 'tensors'?)"),
+    (lambda llm: crossvalidate(dtype="f32"), "crossvalidate has no keyword 'dtype' (did you mean 'dtypes'?)"),  # type: ignore[call-arg]
     (lambda llm: llm.plan(capcity=3), "option 'capcity' is not known (did you mean 'capacity'?)"),
 ]
 
