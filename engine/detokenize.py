@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from tokenizers import Tokenizer
@@ -54,11 +55,10 @@ class TokenPieces:
 
     def __init__(self, backend: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._backend = backend
-        self._skipped = frozenset(
-            token_id
-            for token_id, token in backend.get_added_tokens_decoder().items()
-            if token.special and skip_special_tokens
-        )
+        special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self.silent: Mapping[str, int] = MappingProxyType(special if skip_special_tokens else {})
+        """Text -> id of the tokens whose text is left out."""
+        self._skipped = frozenset(self.silent.values())
         kinds = _decoder_kinds(backend)
         contextual = kinds & _CONTEXTUAL_DECODERS
         if contextual or ("ByteLevel" in kinds and len(kinds) > 1):

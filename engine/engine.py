@@ -105,7 +105,8 @@ class Engine:
         check_prompt(prompt, self.plan.target)
         sampling.validate_for_vocabulary(vocabulary)
         granted = min(sampling.max_new_tokens, capacity - len(prompt))
-        stops = StopChecker(sampling, self._eos_ids, budget=granted) if granted else None
+        silent = {} if self._pieces is None else self._pieces.silent
+        stops = StopChecker(sampling, self._eos_ids, budget=granted, silent=silent) if granted else None
         text = None if self._pieces is None else Detokenizer(self._pieces, prompt)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         sequence = Sequence(self._next_id, request, seed=seed, granted=granted, stops=stops, text=text)

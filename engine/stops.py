@@ -7,12 +7,14 @@ is the last one kept, so that a run of accepted tokens is cut at exactly that to
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import Sampling
+from slotwise.engine.stop_marks import StopMarks, is_marked, unmarked
 
 FinishReason = Literal["stop", "length"]
 
@@ -22,36 +24,48 @@ class StopStrings:
 
     The first to be complete wins, and of those complete at one character the longest: so that the cut depends on the
     text alone, never on where its pieces end. Held-back text is shorter than the longest string.
+
+    Pieces and strings may have marks (`stop_marks.py`), which stand for tokens without a text. A string with marks is
+    looked for among them; any other sees the text alone. Marks are not handed out.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
-        self._strings = tuple(strings)
-        self._longest = max(map(len, self._strings), default=0)
+        self._plain: list[str] = []
+        self._marked: list[str] = []
+        for string in strings:
+            (self._marked if is_marked(string) else self._plain).append(string)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Take the next piece; return the text that is now certain, and whether a stop string ended it."""
         text = self._held + text
-        matches = [(start + len(s), start) for s in self._strings if (start := text.find(s)) >= 0]
+        bare = unmarked(text)
+        # Where each character of the bare text stands in the text with marks.
+        places = range(len(text)) if bare == text else [at for at, one in enumerate(text) if not is_marked(one)]
+        matches = [(places[at + len(s) - 1], places[at]) for s in self._plain if (at := bare.find(s)) >= 0]
+        matches += [(at + len(s) - 1, at) for s in self._marked if (at := text.find(s)) >= 0]
         if matches:
             self._held = ""
-            return text[: min(matches)[1]], True
-        keep = self._possible_beginning(text)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+            return unmarked(text[: min(matches)[1]]), True
+        plain, marked = _possible_beginning(bare, self._plain), _possible_beginning(text, self._marked)
+        certain = min(places[len(bare) - plain] if plain else len(text), len(text) - marked)
+        self._held = text[certain:]
+        return unmarked(text[:certain]), False
 
     def release(self) -> str:
         """Hand out the held-back text: nothing follows that could complete a stop string."""
-        held, self._held = self._held, ""
+        held, self._held = unmarked(self._held), ""
         return held
 
-    def _possible_beginning(self, text: str) -> int:
-        """Length of the longest suffix of `text`, which holds no stop string, that is a proper prefix of one."""
-        for length in range(min(self._longest - 1, len(text)), 0, -1):
-            suffix = text[len(text) - length :]
-            if any(s.startswith(suffix) for s in self._strings):
-                return length
-        return 0
+
+def _possible_beginning(text: str, strings: Sequence[str]) -> int:
+    """Length of the longest suffix of `text`, which holds none of `strings`, that is a proper prefix of one."""
+    longest = max(map(len, strings), default=0)
+    for length in range(min(longest - 1, len(text)), 0, -1):
+        suffix = text[len(text) - length :]
+        if any(s.startswith(suffix) for s in strings):
+            return length
+    return 0
 
 
 @dataclass(frozen=True)
@@ -69,14 +83,27 @@ class StopChecker:
     kept. A stop token's id is in the output's token ids, its own text is not in the output's text.
     A stop wins over the budget where one token meets both.
 
+    A stop string that holds the text of a `silent` token (text -> id of those that add nothing to the output's text)
+    is also complete at that token.
+
     `budget` is the number of tokens that may be generated, where capacity leaves fewer than `sampling.max_new_tokens`.
+    Raises OptionError for a stop string that can never match.
     """
 
-    def __init__(self, sampling: Sampling, eos_ids: Iterable[int], *, budget: int | None = None) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        eos_ids: Iterable[int],
+        *,
+        budget: int | None = None,
+        silent: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._stop_ids = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else frozenset(eos_ids)
         )
-        self._strings = StopStrings(sampling.stop)
+        marks = StopMarks.of(sampling.stop, silent)
+        self._marks = marks.by_id
+        self._strings = StopStrings(marks.strings)
         self._left = sampling.max_new_tokens if budget is None else min(budget, sampling.max_new_tokens)
         if self._left < 1:
             raise OptionError(f"budget: expected room for at least one token, found {budget}")
@@ -92,7 +119,7 @@ class StopChecker:
         self._left -= 1
         if token_id in self._stop_ids:
             return self._end("", "stop")
-        shown, stopped = self._strings.push(text)
+        shown, stopped = self._strings.push(text + self._marks.get(token_id, ""))
         if stopped:
             return self._end(shown, "stop")
         if self._left == 0:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import Sampling
+from slotwise.engine.stop_marks import StopMarks
 from slotwise.engine.stops import StopChecker, StopStrings
 
 EOS = 99
@@ -130,3 +131,86 @@ def test_nothing_may_be_pushed_after_the_end() -> None:
 def test_a_budget_without_room_is_refused() -> None:
     with pytest.raises(OptionError, match=r"budget: .*found 0"):
         StopChecker(Sampling(), [], budget=0)
+
+
+SILENT = {"<end>": 7, "<end>>": 8, "<turn>": 9}
+NAMES = {number: text for text, number in SILENT.items()}
+OUTPUTS = st.lists(st.sampled_from(["a", "b", "ab", "ba<end>", 7, 7, 9]), max_size=12)
+NAMING = st.lists(
+    st.lists(st.sampled_from(["a", "b", "<end>", "<end>", "<turn>"]), min_size=1, max_size=3).map("".join),
+    min_size=1,
+    max_size=4,
+)
+
+
+def cut_with_tokens_by_definition(output: list[str | int], strings: list[str]) -> tuple[str, int] | None:
+    """The text shown before the first stop, and how many pieces it takes; a stop is a suffix of text, or of tokens."""
+    elements = [[*piece] if isinstance(piece, str) else [piece] for piece in output]
+    flat = [element for piece in elements for element in piece]
+    ends = [number for number, piece in enumerate(elements, 1) for _ in piece]
+    for end in range(1, len(flat) + 1):
+        seen = flat[:end]
+        shown = [at for at, element in enumerate(seen) if isinstance(element, str)]
+        starts = []
+        for string in strings:
+            text = "".join(seen[at] for at in shown)  # type: ignore[misc]
+            if isinstance(seen[-1], str) and text.endswith(string):
+                starts.append(shown[len(shown) - len(string)])
+            spelled = [NAMES.get(element, element) for element in seen]  # type: ignore[arg-type]
+            for at in range(len(seen)):
+                whole = "".join(map(str, spelled[at:])) == string
+                named = sum(map(string.count, ("<end>", "<turn>")))
+                if whole and named and sum(isinstance(element, int) for element in seen[at:]) == named:
+                    starts.append(at)
+        if starts:
+            return "".join(element for element in flat[: min(starts)] if isinstance(element, str)), ends[end - 1]
+    return None
+
+
+@settings(max_examples=400)
+@given(OUTPUTS, NAMING)
+def test_a_stop_string_that_names_tokens_ends_at_them(output: list[str | int], strings: list[str]) -> None:
+    checker = StopChecker(Sampling(stop=strings, max_new_tokens=50), [], silent=SILENT)
+    tokens = [(0, piece) if isinstance(piece, str) else (piece, "") for piece in output]
+    shown, kept, reason = run(checker, tokens)
+    expected = cut_with_tokens_by_definition(output, strings)
+    if expected is None:
+        assert reason is None
+        assert shown + checker.release() == "".join(piece for piece in output if isinstance(piece, str))
+    else:
+        assert (shown, kept, reason) == (*expected, "stop")
+
+
+@pytest.mark.parametrize(
+    ("stop", "tokens", "text"),
+    [
+        ("<end>", [(1, "a"), (7, "")], "a"),
+        ("bye<end>", [(1, "a b"), (2, "ye"), (7, "")], "a "),
+        ("<turn>user", [(1, "a"), (9, ""), (2, "us"), (3, "er")], "a"),
+        ("x<end><turn>y", [(1, "ax"), (7, ""), (9, ""), (3, "yz")], "a"),
+        ("<end>>", [(1, "a"), (8, "")], "a"),
+        ("<end>", [(1, "a<e"), (2, "nd>")], "a"),
+        ("ab", [(1, "ca"), (7, ""), (2, "b")], "c"),
+    ],
+)
+def test_a_stop_string_acts_at_a_token_whose_text_is_never_shown(
+    stop: str, tokens: list[tuple[int, str]], text: str
+) -> None:
+    assert run(StopChecker(Sampling(stop=stop), [], silent=SILENT), tokens) == (text, len(tokens), "stop")
+
+
+def test_text_before_a_token_that_may_complete_a_stop_is_held_back() -> None:
+    checker = StopChecker(Sampling(stop="bye<end>"), [], silent=SILENT)
+    assert [checker.push(1, "good").text, checker.push(2, "bye").text, checker.push(9, "").text] == ["good", "", ""]
+    assert checker.push(3, "!").text == "bye!"
+
+
+def test_tokens_that_no_stop_string_names_leave_no_trace() -> None:
+    checker = StopChecker(Sampling(stop="<end>"), [], silent=SILENT)
+    assert [checker.push(9, "").text, checker.push(1, "a").text] == ["", "a"]
+    assert StopMarks.of(["plain"], SILENT).by_id == {}
+
+
+def test_a_stop_string_that_can_never_match_is_refused() -> None:
+    with pytest.raises(OptionError, match="half of a surrogate pair at position 1, so it can never match"):
+        StopChecker(Sampling(stop="a\ud800"), [])
