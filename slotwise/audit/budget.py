@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import tomli
 
 from slotwise.audit.cubin import CHIPS, AuditError, KernelFacts
 
-BUDGET = Path(__file__).with_name("budget.toml")
+BUDGET = "budget.toml"
+"""The project's own budget, a file of this package."""
 _EVERY = ("*",)
 
 
@@ -82,24 +84,27 @@ class Rule:
             yield f"{', '.join(sorted(kinds - set(self.tensor_only)))} where only {', '.join(self.tensor_only)} may be"
 
 
-def load_budget(path: Path = BUDGET) -> tuple[Rule, ...]:
-    """Read a budget; raises AuditError that names the file and what is wrong in it."""
+def load_budget(path: Path | None = None) -> tuple[Rule, ...]:
+    """Read a budget, by default the project's; raises AuditError that names the file and what is wrong in it."""
+    source = path or resources.files("slotwise.audit") / BUDGET
     try:
-        raw = tomli.loads(path.read_text(encoding="utf-8"))
+        raw = tomli.loads(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as error:
-        raise AuditError(f"the budget {path} cannot be read: {error}") from error
+        raise AuditError(f"the budget {source} cannot be read: {error}") from error
     rules = raw.pop("rule", None)
     if raw or not isinstance(rules, list):
-        raise AuditError(f"the budget {path} must hold [[rule]] tables alone; found {', '.join(raw) or 'none of them'}")
-    return tuple(_rule(path, number, rule) for number, rule in enumerate(rules, 1))
+        raise AuditError(
+            f"the budget {source} must hold [[rule]] tables alone; found {', '.join(raw) or 'none of them'}"
+        )
+    return tuple(_rule(str(source), number, rule) for number, rule in enumerate(rules, 1))
 
 
-def _rule(path: Path, number: int, raw: Any) -> Rule:
+def _rule(source: str, number: int, raw: Any) -> Rule:
     known = {field.name: str(field.type) for field in fields(Rule)}
     unknown = [name for name in raw if name not in known]
     if unknown or "why" not in raw:
         raise AuditError(
-            f"the budget {path}, rule {number}: "
+            f"the budget {source}, rule {number}: "
             + (f"{', '.join(unknown)} unknown; known are {', '.join(known)}" if unknown else "it says no `why`")
         )
     for name, value in raw.items():
@@ -107,7 +112,7 @@ def _rule(path: Path, number: int, raw: Any) -> Rule:
             str if name == "why" else list if known[name].startswith("tuple") else (int, float)
         )
         if isinstance(value, bool) or not isinstance(value, wanted):
-            raise AuditError(f"the budget {path}, rule {number}: {name} = {value!r} is not of the right kind")
+            raise AuditError(f"the budget {source}, rule {number}: {name} = {value!r} is not of the right kind")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
     return Rule(**values)
 

@@ -32,8 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
     from slotwise.audit.budget import BUDGET, load_budget
     from slotwise.audit.report import HEADINGS, Audit, Finding, row, table
 
-    budget = parsed.budget or BUDGET
-    rules = load_budget(budget)
+    rules = load_budget(parsed.budget)
     findings: list[Finding] = []
     audit = Audit(parsed.backend, parsed.gpu, rules, parsed.kernel, parsed.dtype)
     for finding in audit.run():
@@ -53,5 +52,6 @@ def run(parsed: argparse.Namespace) -> int:
     unchosen = audit.unchosen()
     for text in unchosen:
         print(f"{text}: in the table, but no audited call chooses it; add one to audit/calls.py", file=sys.stderr)
-    print(f"{len(findings)} functions, {len(broken)} outside the budget {budget.name}", file=sys.stderr)
+    budget = parsed.budget.name if parsed.budget else BUDGET
+    print(f"{len(findings)} functions, {len(broken)} outside the budget {budget}", file=sys.stderr)
     return 1 if broken or unchosen else 0

@@ -1,8 +1,8 @@
 """Bisect: where two generations that should be the same first part, by step and by op, and why.
 
 Owns `bisect` and its verdict. What always holds: both runs get the same requests and seeds on engines that have run
-nothing before; the verdict `fault` names a kernel that is out of its op's tolerance on inputs that both had, and
-`near-tie` and `drift` are only said when no op is.
+nothing before; the verdict `fault` names a kernel that is out of its op's tolerance on inputs that both had; `near-tie`
+and `drift` are said only where ops were compared and none is, and every verdict says what was compared.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from slotwise.core.errors import PlanError
 from slotwise.engine.request import Request
-from slotwise.inspect.lockstep import Finding
-from slotwise.inspect.lockstep_run import run_lockstep
+from slotwise.inspect.finding import Finding
+from slotwise.inspect.lockstep_run import run_lockstep, what_was_compared
 from slotwise.inspect.near_tie import Parting, greatest, margin_of, scores_at
 from slotwise.inspect.record import Recorder
 from slotwise.inspect.recording import Json
 from slotwise.inspect.replay import parts_at
 from slotwise.llm import LLM
 
-Verdict = Literal["same", "fault", "near-tie", "drift", "not compared"]
+Verdict = Literal["same", "fault", "weights", "near-tie", "drift", "not compared"]
 Load = Callable[[], LLM]
 """Loads a model anew: each run needs an engine with nothing behind it."""
 
@@ -38,7 +37,7 @@ class Gap:
 @dataclass(frozen=True)
 class Bisection:
     """The outcome. `step` is the left run's step that gave the first token that differs; `finding` the first op out of
-    tolerance up to there; `note` why ops could not be compared, where they could not.
+    tolerance up to there; `notes` say which ops were compared, under which options, and which could not be.
     """
 
     left: str
@@ -49,12 +48,13 @@ class Bisection:
     step: int | None = None
     gap: Gap | None = None
     finding: Finding | None = None
-    note: str = ""
+    compared: int = 0
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         head = f"{self.left} against {self.right}"
         if self.parting is None:
-            lines = [f"{head}: the same {self.tokens} tokens"]
+            lines = [f"{head}: the same {self.tokens} tokens" if self.tokens else f"{head}: neither made a token"]
         else:
             lines = [f"{head}: {str(self.parting).partition(';')[0]}, in step {self.step}"]
         if self.gap is not None:
@@ -62,21 +62,31 @@ class Bisection:
                 f"  there {self.left} has its token {self.gap.left:.3g} ahead, {self.right} its own "
                 f"{self.gap.right:.3g}; the two tokens' logits differ by up to {self.gap.apart:.3g}"
             )
-        if self.note:
-            lines.append(f"  {self.note}")
+        lines += self.notes
         if self.finding is not None:
             lines.append(str(self.finding))
-        lines.append(f"verdict: {VERDICTS[self.verdict]}")
+        lines.append(f"verdict: {self._verdict()}")
         return "\n".join(lines)
+
+    def _verdict(self) -> str:
+        text = VERDICTS[self.verdict]
+        if self.parting is None:
+            return text
+        near = self.parting.is_near_tie
+        if self.verdict == "not compared" and near:
+            text = "not compared: the two tokens were all but equally likely, but no op was compared"
+        return text.format(compared=self.compared)
 
 
 VERDICTS = {
-    "same": "no difference",
+    "same": "no difference in the tokens; where they are the same no op is compared",
     "fault": "a fault: a kernel is out of its op's tolerance",
-    "near-tie": "a near-tie: every op is within tolerance, and the two tokens were all but equally likely",
-    "drift": "drift: every op is within tolerance on the same inputs, yet errors add up to more than a near-tie; "
-    "`slotwise lockstep --free-run` shows where they grow",
-    "not compared": "the tokens differ; the plans run different calls, so no op can be named",
+    "weights": "a fault: weights that should be the same differ",
+    "near-tie": "a near-tie: each of the {compared} calls compared is within tolerance, and the two tokens were all "
+    "but equally likely",
+    "drift": "drift: each of the {compared} calls compared is within tolerance on the same inputs, yet errors add up "
+    "to more than a near-tie; `slotwise lockstep --free-run` shows where they grow",
+    "not compared": "not compared: the tokens differ, but there was no op to compare",
 }
 
 
@@ -92,26 +102,41 @@ def bisect(load_left: Load, load_right: Load, requests: Sequence[Request]) -> Bi
     found = [(number, at) for number in range(len(requests)) if (at := _parts(one[number], other[number])) is not None]
     total = sum(map(len, one))
     if not found:
-        return Bisection(*names, total, "same")
+        return Bisection(*names, total, "same" if total else "not compared")
     made = {(number, at): _step_of(steps, number, at) for number, at in found}
     number, at = min(found, key=lambda pair: (made[pair], pair[1]))
     step = made[number, at]
     parting, gap = _gap(left, right, requests[number], number, one[number], other[number], at)
-    right_backends = right.plan().options.backend
-    try:
-        leader = load_left()
-        report = run_lockstep(
-            leader, {names[1]: {op: list(chosen) for op, chosen in right_backends}}, requests, until_step=step
-        )
-    except PlanError as error:
-        verdict: Verdict = "near-tie" if parting.is_near_tie else "not compared"
-        return Bisection(*names, total, verdict, parting, step, gap, None, f"ops were not compared: {error}")
-    if left.plan().options.dtype != right.plan().options.dtype:
-        note = "ops were compared in the left plan's dtype, on both plans' backends"
+    backends = {op: list(chosen) for op, chosen in right.plan().options.backend}
+    report = run_lockstep(load_left(), {names[1]: backends}, requests, until_step=step)
+    tally = report.tallies[names[1]]
+    notes = (*_other_options(left, right), *what_was_compared(names[1], tally))
+    verdict: Verdict
+    if tally.weights.apart:
+        verdict = "weights"
+    elif report.finding is not None:
+        verdict = "fault"
+    elif not tally.compared:
+        verdict = "not compared"
     else:
-        note = ""
-    verdict = "fault" if report.finding is not None else "near-tie" if parting.is_near_tie else "drift"
-    return Bisection(*names, total, verdict, parting, step, gap, report.finding, note)
+        verdict = "near-tie" if parting.is_near_tie else "drift"
+    return Bisection(*names, total, verdict, parting, step, gap, report.finding, tally.compared, notes)
+
+
+def _other_options(left: LLM, right: LLM) -> tuple[str, ...]:
+    """A note on what the two runs differ in beside their backends: ops are compared under the left run's options."""
+    one, other = vars(left.plan().options), vars(right.plan().options)
+    names = [name for name in one if name != "backend" and one[name] != other[name]]
+    differ = [f"{name} {_shown(one[name])} and not {_shown(other[name])}" for name in names]
+    if left.plan().draft != right.plan().draft:
+        differ.append(f"drafter {left.plan().draft} and not {right.plan().draft}")
+    if not differ:
+        return ()
+    return (f"  ops are compared under the left run's options ({', '.join(differ)}), on both runs' backends",)
+
+
+def _shown(value: object) -> object:
+    return getattr(value, "value", value)
 
 
 def _generate(llm: LLM, requests: Sequence[Request]) -> tuple[list[list[int]], list[Json]]:

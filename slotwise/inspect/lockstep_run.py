@@ -1,7 +1,8 @@
 """A lockstep run from a model and prompts to a report.
 
 Owns `run_lockstep` and `LockstepReport`. What always holds: the leader's requests run as `generate` runs them, and the
-run ends with the step in which the first op out of tolerance stands.
+run ends with the step in which the first op out of tolerance stands; a report says what was compared and what was not,
+and a follower with which nothing was compared fails it.
 """
 
 from __future__ import annotations
@@ -16,39 +17,47 @@ from slotwise.core.model import WeightSource
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.inspect.lockstep import Drift, Finding, Lockstep
+from slotwise.inspect.finding import Finding
+from slotwise.inspect.lockstep import Drift, Lockstep, Tally
 from slotwise.inspect.page import build_page
 from slotwise.llm import LLM
 from slotwise.models.load import load_model
 from slotwise.plans.options import BackendChoice
 from slotwise.slots.step import DRAFT, TARGET
 
-SCHEMA = 1
+SCHEMA = 2
 BARS = "▁▂▃▄▅▆▇█"
+SHOWN_WEIGHTS = 8
 LEAST = 1e-12
 """Errors below this, but not 0, are drawn as this."""
 
 
 @dataclass(frozen=True)
 class LockstepReport:
-    """What a run found. `worst` is, by follower and op, the greatest distance as a share of twice the tolerance;
-    `drifts`, of a free run, each op's error by follower, in the order in which they ran.
-    """
+    """What a run found. `tallies` say by follower what was compared, and what was not and why."""
 
     leader: str
     followers: tuple[str, ...]
     free_run: bool
     steps: int
     tokens: int
-    compared: int
-    worst: Mapping[str, Mapping[str, float]]
-    drifts: Mapping[str, Sequence[Drift]]
+    tallies: Mapping[str, Tally]
     finding: Finding | None
 
     @property
+    def compared(self) -> int:
+        """Calls compared, over all followers."""
+        return sum(tally.compared for tally in self.tallies.values())
+
+    @property
     def passed(self) -> bool:
-        """Whether no op was out of tolerance (a free run compares nothing with a tolerance)."""
-        return self.finding is None
+        """Whether something was compared with each follower, and no op was out of tolerance and no weight another.
+
+        A free run compares no op with a tolerance.
+        """
+        if self.finding is not None:
+            return False
+        return all(tally.compared and not tally.weights.apart for tally in self.tallies.values())
 
     def to_data(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -59,9 +68,15 @@ class LockstepReport:
             "free_run": self.free_run,
             "steps": self.steps,
             "tokens": self.tokens,
-            "compared": self.compared,
-            "worst": {name: dict(ops) for name, ops in self.worst.items()},
-            "drifts": {name: [_finite(asdict(drift)) for drift in drifts] for name, drifts in self.drifts.items()},
+            "passed": self.passed,
+            "compared": {name: tally.compared for name, tally in self.tallies.items()},
+            "not_compared": {
+                name: [{"op": op, "reason": why, "calls": n} for (op, why), n in tally.alone.items()]
+                for name, tally in self.tallies.items()
+            },
+            "weights": {name: asdict(tally.weights) for name, tally in self.tallies.items()},
+            "worst": {name: tally.worst for name, tally in self.tallies.items()},
+            "drifts": {name: [_finite(asdict(each)) for each in tally.drifts] for name, tally in self.tallies.items()},
             "finding": None if self.finding is None else _finite(asdict(self.finding)),
         }
 
@@ -70,19 +85,27 @@ class LockstepReport:
         return build_page("slotwise lockstep", "drift.html", self.to_data(), scripts=("drift.js",))
 
     def __str__(self) -> str:
-        head = f"{self.leader} leads, {', '.join(self.followers)} follow: {self.steps} steps, {self.tokens} tokens"
+        kind = "free run" if self.free_run else f"{self.compared} calls compared on the same inputs"
+        lines = [
+            f"{self.leader} leads, {', '.join(self.followers)} follow: {self.steps} steps, {self.tokens} tokens, {kind}"
+        ]
+        for name, tally in self.tallies.items():
+            lines += what_was_compared(name, tally)
+            if not self.free_run and tally.worst:
+                lines.append(f"  {name}: greatest distance by op, as a share of what two right kernels may differ by")
+                lines += [f"    {op:<18} {share:8.2%}" for op, share in tally.worst.items()]
         if self.free_run:
-            return "\n".join([f"{head}, free run", *self._growth()])
-        lines = [f"{head}, {self.compared} calls compared on the same inputs"]
-        for name, ops in self.worst.items():
-            lines.append(f"  {name}: greatest distance by op, as a share of what two right kernels may differ by")
-            lines += [f"    {op:<18} {share:8.2%}" for op, share in ops.items()]
-        lines.append(str(self.finding) if self.finding is not None else "every op is within tolerance")
+            lines += self._growth()
+        if self.finding is not None:
+            lines.append(str(self.finding))
+        elif self.compared and not self.free_run:
+            lines.append("every op that was compared is within tolerance")
         return "\n".join(lines)
 
     def _growth(self) -> list[str]:
         lines = []
-        for name, drifts in self.drifts.items():
+        for name, tally in self.tallies.items():
+            drifts = tally.drifts
             last = max((d.step for d in drifts), default=0)
             calls = [d for d in drifts if d.step == last and d.program.startswith(TARGET)]
             lines.append(f"  {name}: relative error of each op's output, step {last}, from the first op to the logits")
@@ -95,6 +118,24 @@ class LockstepReport:
                 most = max(d.error for d in ends)
                 lines.append(f"    first {ends[0].error:.2e}, last {ends[-1].error:.2e}, greatest {most:.2e}")
         return lines
+
+
+def what_was_compared(name: str, tally: Tally) -> list[str]:
+    """Lines on one follower: its weights, how many calls were compared, how many were not, by op and reason."""
+    same, apart = tally.weights.same, tally.weights.apart
+    lines = [
+        f"  {name}: {tally.compared} calls compared; {same} weights have the leader's elements"
+        + (f", {len(apart)} have others" if apart else "")
+    ]
+    lines += [f"    WEIGHT {line}" for line in apart[:SHOWN_WEIGHTS]]
+    if len(apart) > SHOWN_WEIGHTS:
+        lines.append(f"    and {len(apart) - SHOWN_WEIGHTS} weights more")
+    if tally.alone:
+        lines.append(f"  {name}: {tally.alone.total()} calls could not be compared")
+        lines += [f"    {count} of {op}: {reason}" for (op, reason), count in tally.alone.items()]
+    if not tally.compared:
+        lines.append(f"NOTHING was compared with {name}")
+    return lines
 
 
 def final_by_step(drifts: Sequence[Drift]) -> list[Drift]:
@@ -144,7 +185,7 @@ def run_lockstep(
 ) -> LockstepReport:
     """Run `requests` on `llm`, which nobody else uses, with each follower beside it.
 
-    Raises PlanError when a follower's plan runs other calls than the leader's, BackendError when it cannot run here.
+    Raises BackendError when a follower cannot run here, PlanError when it cannot run freely where that was asked.
     """
     plans = {name: llm.plan(backend=choice) for name, choice in followers.items()}
     engine = llm.engine
@@ -164,9 +205,7 @@ def run_lockstep(
         free_run=free_run,
         steps=engine.epoch - first,
         tokens=tokens,
-        compared=lockstep.compared,
-        worst=lockstep.worst,
-        drifts=lockstep.drifts if free_run else {},
+        tallies=lockstep.tallies,
         finding=lockstep.finding,
     )
 

@@ -15,14 +15,26 @@ Spoil = Callable[[Tensors, tuple[torch.Tensor, ...]], None]
 """Called with a call's inputs and outputs after the right kernel ran: what it does to them is the bug."""
 
 
-def spoiled(name: str, op: str, spoil: Spoil) -> Backend:
-    """The reference with `spoil` after every launch of `op`'s kernels."""
+def anywhere(inputs: Tensors) -> bool:
+    """Plants the bug in every call."""
+    return True
+
+
+def spoiled(
+    name: str, op: str, spoil: Spoil, base: str = "reference", where: Callable[[Tensors], bool] = anywhere
+) -> Backend:
+    """Backend `base` with `spoil` after every launch of `op`'s kernels.
+
+    `where` is asked with the inputs of each call as it is bound, and says whether this one is spoiled.
+    """
 
     def wrong(kernel: Kernel) -> Kernel:
         def bind(
             inputs: Tensors, outputs: tuple[torch.Tensor, ...], attrs: Mapping[str, Attr], scratch: torch.Tensor | None
         ) -> Launch:
             launch = kernel.bind(inputs, outputs, attrs, scratch)
+            if not where(inputs):
+                return launch
 
             def launch_wrongly() -> None:
                 launch()
@@ -32,9 +44,9 @@ def spoiled(name: str, op: str, spoil: Spoil) -> Backend:
 
         return replace(kernel, bind=bind)
 
-    reference = load_backend("reference")
-    kernels = tuple(wrong(kernel) if kernel.op == op else kernel for kernel in reference.kernels)
-    return replace(reference, name=name, kernels=kernels)
+    right = load_backend(base)
+    kernels = tuple(wrong(kernel) if kernel.op == op else kernel for kernel in right.kernels)
+    return replace(right, name=name, kernels=kernels, chain=None)
 
 
 @contextmanager

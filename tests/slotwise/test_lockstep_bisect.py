@@ -54,9 +54,11 @@ def test_backends_that_agree_run_to_the_end_and_change_nothing(load: Load) -> No
     assert report.passed
     assert report.compared > 500
     assert report.tokens == sum(map(len, expected)) == 16
-    assert set(report.worst["twin"]) >= {"attention", "rotary_write", "logits"}
-    assert not any(report.worst["twin"].values())
-    assert "every op is within tolerance" in str(report)
+    tally = report.tallies["twin"]
+    assert set(tally.worst) >= {"attention", "rotary_write", "logits"}
+    assert not any(tally.worst.values())
+    assert not tally.alone
+    assert "every op that was compared is within tolerance" in str(report)
     again = llm.generate(["Once upon a time", "The dog"], Sampling(max_new_tokens=8))
     assert [list(out.token_ids) for out in again] == expected
 
@@ -81,7 +83,9 @@ def test_the_first_wrong_op_is_named_with_who_is_at_fault(load: Load, op: str) -
     assert finding.index[0] == 0
     assert abs(finding.follower - finding.leader) > 1
     text = str(report)
-    assert f"op {op} is out of tolerance" in text
+    where = "" if finding.layer is None else f" of layer {finding.layer}"
+    assert (finding.layer is None) == (op == "sample")
+    assert f"op {op}{where} is out of tolerance" in text
     assert all(f"input {argument.name} = " in text for argument in contract_of(op).inputs if not argument.optional)
     assert "-> " in text
     assert calls["count"] == 4
@@ -115,7 +119,7 @@ def test_a_free_run_lets_errors_grow_with_depth(load: Load) -> None:
         llm = load(dtype="float32")
         report = run_lockstep(llm, {"rough": "rough"}, requests(llm), free_run=True)
     assert report.passed
-    drifts = report.drifts["rough"]
+    drifts = report.tallies["rough"].drifts
     of_step = [d for d in drifts if d.step == drifts[-1].step and d.program.startswith("target")]
     assert of_step[0].error == 0  # the embedding has met no spoiled op yet
     assert 0 < of_step[-1].error < 1
@@ -127,11 +131,11 @@ def test_a_free_run_lets_errors_grow_with_depth(load: Load) -> None:
     assert not any(word in page for word in ("src=", "@import", "url(", "https://"))
 
 
-def test_a_plan_with_other_calls_cannot_follow(load: Load) -> None:
+def test_a_plan_with_other_pages_cannot_run_freely(load: Load) -> None:
     llm = load()
     other = llm.plan(page_size=8)
-    with pytest.raises(PlanError, match="runs other calls than the leader's"):
-        Lockstep(llm.engine, {"other": other}, weights_of(llm))
+    with pytest.raises(PlanError, match="other cannot run freely beside the leader"):
+        Lockstep(llm.engine, {"other": other}, weights_of(llm), free_run=True)
     assert llm.engine.executor.conductor is None
     with pytest.raises(BackendError, match="did you mean 'reference'"):
         run_lockstep(llm, {"x": "refrence"}, requests(llm))
@@ -141,6 +145,7 @@ def test_bisect_finds_no_difference_where_there_is_none(load: Load) -> None:
     found = bisect(load, lambda: load(speculate=0), requests(load()))
     assert found.verdict == "same"
     assert "the same 16 tokens" in str(found)
+    assert "no op is compared" in str(found)
 
 
 def test_bisect_names_the_first_step_and_op_of_a_fault(load: Load) -> None:
@@ -183,13 +188,14 @@ def test_bisect_calls_a_near_tie_what_it_is(load: Load) -> None:
     assert found.gap.left < 1e-3
 
 
-def test_bisect_says_why_ops_cannot_be_compared(load: Load) -> None:
+def test_bisect_compares_under_the_left_options_and_says_so(load: Load) -> None:
     with registered(spoiled("off", "logits", lambda _, outputs: outputs[0][:, 9].add_(30))):
         found = bisect(load, lambda: load("off", page_size=8), requests(load(), 3))
     assert found.parting is not None
     assert found.verdict == "fault"  # the left plan's own calls, on the right plan's backend
     assert found.finding is not None
     assert found.finding.op == "logits"
+    assert "under the left run's options (page_size 4 and not 8, " in str(found)
 
 
 def test_a_plot_keeps_peaks_and_says_its_range() -> None:
@@ -206,7 +212,7 @@ def test_the_commands_report_and_fail(run: Run, stories: Path, tmp_path: Path) -
     with registered(spoiled("wrong", "add_rms_norm", lambda _, outputs: outputs[0][0].mul_(2))):
         done = run("lockstep", stories, "--with", "wrong", "--prompt", "Once", *options)
         assert done.code == 1
-        assert "op add_rms_norm is out of tolerance" in done.out
+        assert "op add_rms_norm of layer 0 is out of tolerance" in done.out
         page = tmp_path / "drift.html"
         free = run(
             "lockstep", stories, "--with", "wrong", "--prompt", "Once", "--free-run", "--html", page, "--json", *options
