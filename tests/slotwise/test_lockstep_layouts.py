@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,14 @@ def test_every_call_has_a_partner_in_another_layout(load: Load, weights: str, dr
     assert quantised == (set() if weights == "native" else {"linear_qkv_q", "linear_q", "linear_gated_q", "logits_q"})
 
 
-@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(here(), 2)))
+def pairs() -> list[Any]:
+    """Every two backends here; what simulates a GPU takes half a minute."""
+    quick = {"numba_cpu", "reference"}
+    found = itertools.combinations(here(), 2)
+    return [pytest.param(*pair, marks=() if set(pair) <= quick else pytest.mark.slow) for pair in found]
+
+
+@pytest.mark.parametrize(("one", "other"), pairs())
 def test_any_two_backends_here_can_follow_each_other(load: Load, one: str, other: str) -> None:
     for leader, follower in ((one, other), (other, one)):
         llm = load(leader)
