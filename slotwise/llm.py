@@ -32,13 +32,12 @@ from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer
 from slotwise.planning import (
     DRAFTING,
-    NGRAM,
     check_path,
     check_saved,
+    choose,
     compile_for,
     load_draft,
     plan_model,
-    settle_options,
 )
 from slotwise.plans.compile import AfterPass
 from slotwise.plans.options import BackendChoice
@@ -125,21 +124,8 @@ class LLM:
         }
         given = {name: value for name, value in given.items() if value is not None}
         check_path("model", model, "a checkpoint folder")
-        if plan is not None and not isinstance(plan, Plan):
-            check_path("plan", plan, "a Plan or the path of a plan file")
-            plan = Plan.load(plan)
-        saved = plan
-        if saved is None:
-            options = settle_options(preset, given, draft)
-            self._named = {"draft": draft, "preset": preset, **given}
-        else:
-            if given or preset is not None:
-                names = ", ".join([*given, *(["preset"] if preset is not None else [])])
-                raise OptionError(f"a saved plan has its options in it; leave out {names}, or leave out plan")
-            options = saved.options
-            # The n-gram drafter has no folder to name: the plan alone says that it is wanted.
-            draft = NGRAM if draft is None and saved.draft == NGRAM else draft
-            self._named = {"draft": draft, **vars(options)}
+        choice = choose(given, draft=draft, preset=preset, plan=plan)
+        options, draft, saved, self._named = choice.options, choice.draft, choice.saved, choice.named
         loaded = load_model(model, options.dtype)
         self._folder = loaded.checkpoint.folder
         self._vocab_size = loaded.spec.vocab_size

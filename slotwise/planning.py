@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,41 @@ def settle_options(preset: str | Path | None, given: Mapping[str, Any], draft: o
             f"model's folder or '{NGRAM}', or leave {' and '.join(idle)} out"
         )
     return settled
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a model is to be planned by: `options`, the drafter, the plan that was saved if there is one.
+
+    `named` is what was given by name, for plans that differ in some of it.
+    """
+
+    options: PlanOptions
+    draft: str | Path | None
+    saved: Plan | None
+    named: Mapping[str, Any]
+
+
+def choose(
+    given: Mapping[str, Any],
+    *,
+    draft: str | Path | None,
+    preset: str | Path | None,
+    plan: Plan | str | Path | None,
+) -> Choice:
+    """Settle between options (`given`, those that are not None) and a saved plan, which excludes them."""
+    if plan is None:
+        options = settle_options(preset, given, draft)
+        return Choice(options, draft, None, {"draft": draft, "preset": preset, **given})
+    if not isinstance(plan, Plan):
+        check_path("plan", plan, "a Plan or the path of a plan file")
+        plan = Plan.load(plan)
+    if given or preset is not None:
+        names = ", ".join([*given, *(["preset"] if preset is not None else [])])
+        raise OptionError(f"a saved plan has its options in it; leave out {names}, or leave out plan")
+    # The n-gram drafter has no folder to name: the plan alone says that it is wanted.
+    draft = NGRAM if draft is None and plan.draft == NGRAM else draft
+    return Choice(plan.options, draft, plan, {"draft": draft, **vars(plan.options)})
 
 
 def load_draft(draft: str | Path | None, target: LoadedModel, tokenizer: Tokenizer, dtype: DType | None) -> Drafter:
