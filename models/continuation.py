@@ -41,7 +41,7 @@ class Continuation:
             mark += "_"
         content = last[field]
         if isinstance(content, list):
-            position = next((i for i in reversed(range(len(content))) if "text" in content[i]), None)
+            position = next((i for i in reversed(range(len(content))) if _has_text(content[i])), None)
             if position is None:
                 raise RequestError("continue_final_message: the last message has no text part to go on with")
             text = content[position]["text"]
@@ -62,4 +62,10 @@ class Continuation:
             )
         kept, _, behind = prompt.rpartition(self.mark)
         # The blank behind the mark is gone where a template trims, and then the text's own blanks are to go too.
-        return kept if behind.startswith(" ") else kept.rstrip()
+        kept = kept if behind.startswith(" ") else kept.rstrip()
+        # A template that writes the message twice leaves a mark in the first (transformers 5.23 leaves it there).
+        return kept.replace(f"{self.mark} ", "").replace(self.mark, "")
+
+
+def _has_text(part: object) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str)
