@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from slotwise.core.errors import CheckpointError, RequestError
 from slotwise.models.chat_template import ChatTemplate
@@ -215,6 +217,8 @@ def test_a_conversation_renders_as_in_transformers(name: str, shape: str) -> Non
     file = SHARED / f"{name}.jinja"
     if not file.exists():
         pytest.skip("the chat templates of real models are not beside this checkout")
+    if shape == "go on with reasoning" and Version(version("transformers")) < Version("5.23"):
+        pytest.skip("the installed transformers goes on with no field but content")
     source, wanted = file.read_text("utf-8"), SHAPES[shape]
     expected = theirs(source, wanted, given(name, wanted))
     if expected is None and shape.startswith(("null content", "no content")):

@@ -331,7 +331,7 @@ def texts(cases: Iterable[str]) -> list[str]:
         "text.replace('a')", "text|center('x')", "words|batch(2)|nope", "words|slice(0)|list", "text|wordwrap(0)",
         "'a'.to_bytes()", "words.append(1)", "pairs.update({})", "pairs.pop('a')", "words.sort()", "text.__class__.x",
         "text|attr('__class__')|length == 3 or missing.x.y", "'x'.join(3)", "pairs|xmlattr(3, 4)", "{'a b': 1}|xmlattr",
-        "namespace(_x=1)", "[namespace()]|tojson", "missing|tojson", "text.nope()", "3|items|list", "text % 3 % 'x'",
+        "[namespace()]|tojson", "missing|tojson", "text.nope()", "3|items|list", "text % 3 % 'x'",
         "cycler()", "range(100001)|list", "namespace(1)", "words.index('zz')", "text|replace", "text|nope",
     ]),
 )  # fmt: skip
