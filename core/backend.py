@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -106,6 +107,17 @@ class Kernel:
         return self.invariant_rows is None or rows <= self.invariant_rows
 
 
+@runtime_checkable
+class TimedLaunch(Protocol):
+    """A launch that a backend's `chain` made, where it can say from within how long each of its launches takes."""
+
+    def __call__(self) -> None:
+        """Run it."""
+
+    def timed(self) -> tuple[float, tuple[float, ...]]:
+        """Run it; the seconds until it has begun, and those of each launch that it was made of, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A named set of kernels, in the backend's own order of preference.
@@ -115,7 +127,7 @@ class Backend:
     be run on that many threads (None: the backend's own choice): entering a kernel once costs less than many times.
     `layout` is the one (`core/layouts.py`) in which its kernels like weights to stand.
     `chains_prefill` is false where that is not worth its memory for prefill programs, whose launches are few and long.
-    Launches of backends that have the very same `chain` become one together.
+    Launches of backends that have the very same `chain` become one together. What it makes may be a `TimedLaunch`.
     `note` is what a user should know about running it here; `slotwise doctor` prints it.
     """
 

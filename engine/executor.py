@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slotwise.core.backend import Launch, load_backend
+from slotwise.core.backend import Launch, TimedLaunch, load_backend
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Node, Value
 from slotwise.core.model import WeightSource
@@ -39,8 +39,9 @@ from slotwise.plans.show import size
 from slotwise.slots.rows import RowInputs
 from slotwise.slots.step import DRAFT
 
-Probe = Callable[[str, str, float], None]
-"""Called as (program name, kernel, seconds) after each launch, when timing is on."""
+Probe = Callable[[str, str, float, bool], None]
+"""Called as (program name, kernel, seconds, whether it was timed from within a chain) for each call of a program, in
+order, when timing is on. With the kernel "", the seconds are those that a chain took until it had begun."""
 
 Key = tuple[str, str, int]
 """A program: role, kind, rows."""
@@ -144,7 +145,7 @@ class Executor:
         self._begin(reads, rows)
         key = role, kind, rows
         if self.conductor is not None or self.probe is not None:
-            self._run_watched(self._programs[key], self.calls[key])
+            self._run_watched([(self._programs[key], self.calls[key])], self._launches[key])
         else:
             self._launch(self._launches[key])
         self.arrays.after(writes)
@@ -154,8 +155,7 @@ class Executor:
         bound = self.loops.bound(loop, rounds)
         self._begin(bound.reads, loop.first)
         if self.conductor is not None or self.probe is not None:
-            for program, calls in bound.programs:
-                self._run_watched(program, calls)
+            self._run_watched(bound.programs, bound.launches)
         else:
             self._launch(bound.launches)
         self.arrays.after(bound.writes)
@@ -227,19 +227,38 @@ class Executor:
             for launch in launches:
                 launch()
 
-    def _run_watched(self, program: Program, calls: tuple[BoundCall, ...]) -> None:
-        """Call by call, where otherwise a backend may run several as one: by the conductor, else under the probe."""
+    def _run_watched(self, programs: Sequence[BoundProgram], launches: Sequence[Launch]) -> None:
+        """Under the conductor, call by call; else under the probe: from within chains that can be timed so, else each
+        call launched by itself.
+        """
         if self.conductor is not None:
-            self.conductor(program, calls)
+            for program, calls in programs:
+                self.conductor(program, calls)
             return
-        for call in calls:
+        pairs = [(program.name, call) for program, calls in programs for call in calls]
+        single = {id(call.launch) for _, call in pairs}
+        if not all(isinstance(launch, TimedLaunch) or id(launch) in single for launch in launches):
+            launches = [call.launch for _, call in pairs]
+        self.launches_run += len(launches)
+        waiting = iter(pairs)
+        for launch in launches:
+            if isinstance(launch, TimedLaunch):
+                begun, each = launch.timed()
+                self._tell(pairs[0][0], "", begun, True)
+                for seconds in each:
+                    name, call = next(waiting)
+                    self._tell(name, _kernel(call), seconds, True)
+                continue
             start = time.perf_counter()
-            call.launch()
+            launch()
             seconds = time.perf_counter() - start
-            self.seconds_in_kernels += seconds
-            self.launches_run += 1
-            if self.probe is not None and call.node.selection is not None:
-                self.probe(program.name, call.node.selection.kernel, seconds)
+            name, call = next(waiting)
+            self._tell(name, _kernel(call), seconds, False)
+
+    def _tell(self, program: str, kernel: str, seconds: float, is_inside: bool) -> None:
+        self.seconds_in_kernels += seconds
+        if self.probe is not None:
+            self.probe(program, kernel, seconds, is_inside)
 
     def _bind(
         self, program: Program, read: TensorOf, written: TensorOf, tell: Callable[[Node], None] | None = None
@@ -315,6 +334,10 @@ class Executor:
         """Say which row of a prefill call gives logits."""
         if "logit_rows" in self.arrays:
             self.arrays["logit_rows"][0] = row
+
+
+def _kernel(call: BoundCall) -> str:
+    return "" if call.node.selection is None else call.node.selection.kernel
 
 
 def _kind(node: Node) -> tuple[object, ...]:

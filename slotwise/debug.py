@@ -14,6 +14,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,11 +117,14 @@ class _Spent:
 class OpClock:
     """Adds up time and bytes by op and kernel; `add` is an executor's probe.
 
-    Bytes are the contracts', for attention those of full page tables, so its bandwidth is left out.
+    Bytes are the contracts', for attention those of full page tables, so its bandwidth is left out. `begun` are the
+    seconds until chains had begun, which are no kernel's.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.calls: dict[tuple[str, str], _Spent] = {}
+        self.begun = 0.0
+        self._ways: Counter[bool] = Counter()
         self._order: dict[str, list[tuple[str, str, int]]] = {}
         self._next: dict[str, int] = {}
         for program in plan.programs:
@@ -134,8 +138,12 @@ class OpClock:
                 for node in nodes
             ]
 
-    def add(self, program: str, kernel: str, seconds: float) -> None:
-        """One launch; those of a program come in its order."""
+    def add(self, program: str, kernel: str, seconds: float, is_inside: bool) -> None:
+        """One call; those of a program come in its order."""
+        if not kernel:
+            self.begun += seconds
+            return
+        self._ways[is_inside] += 1
         order, place = self._order[program], self._next.get(program, 0)
         if order[place][1] != kernel:  # the run before ended with an error
             place = 0
@@ -150,7 +158,7 @@ class OpClock:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for head in ("op", "kernel"):
             table.add_column(head)
-        for head in ("launches", "time", "share", "each", "bandwidth"):
+        for head in ("calls", "time", "share", "each", "bandwidth"):
             table.add_column(head, justify="right")
         total = sum(spent.seconds for spent in self.calls.values()) or 1.0
         for (op, kernel), spent in sorted(self.calls.items(), key=lambda item: -item[1].seconds):
@@ -161,4 +169,19 @@ class OpClock:
         console = Console(width=120, no_color=True, highlight=False)
         with console.capture() as captured:
             console.print(table)
-        return captured.get().rstrip("\n")
+        return f"{captured.get().rstrip()}\n{self._how()}"
+
+    def _how(self) -> str:
+        """Which way calls were timed, and what is in no line of the table."""
+        parts = []
+        if self._ways[True]:
+            parts.append(
+                f"{self._ways[True]} calls were timed inside the chains that they run in, which took "
+                f"{self.begun * 1e3:.1f} ms more to begin (waking threads)"
+            )
+        if self._ways[False]:
+            parts.append(
+                f"{self._ways[False]} calls were launched and timed one by one: each is charged what a launch by "
+                "itself takes, and the whole is slower"
+            )
+        return "\n".join(parts)

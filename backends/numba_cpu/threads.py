@@ -2,7 +2,8 @@
 
 Owns `Pool`. What always holds: one run enters the pool at a time; all threads of a pool run every call of a chain, each
 its share, and none goes on to the next call before all have finished this one; between runs they watch for work for a
-while, then sleep; a child process that was forked gets threads of its own.
+while, then sleep; a child process that was forked gets threads of its own. Where a run is asked for times, thread 0
+reads the clock between calls; where it is not, no clock is read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import functools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +39,11 @@ FUNCTION, FAULT, COUNTER, FIRST_FIELD = 0, 1, 2, 8
 
 # Words of the control block, a cache line apart, for each is written by one thread and watched by others.
 _EPOCH, _ARRIVED, _GENERATION, _STOP, _SLEEPERS, _TABLE, _CALLS, _FAULT = (8 * i for i in range(8))
-_MUTEX, _CONDITION, _WORDS = 64, 80, 96
+_MUTEX, _CONDITION, _TIMES, _WORDS = 64, 80, 96, 104
+
+TIME_WORDS = 2
+"""Words of a reading of the clock: seconds and nanoseconds."""
+_CLOCK = int(getattr(time, "CLOCK_UPTIME_RAW", time.CLOCK_MONOTONIC))  # the one of the two that macOS reads finely
 
 _WATCH = 20_000
 """Turns that an idle thread watches for work before it sleeps: about half a millisecond to two."""
@@ -51,6 +57,7 @@ _init_condition = types.ExternalFunction("pthread_cond_init", types.int32(types.
 _wait_condition = types.ExternalFunction("pthread_cond_wait", types.int32(types.int64, types.int64))
 _wake_all = types.ExternalFunction("pthread_cond_broadcast", types.int32(types.int64))
 _yield_core = types.ExternalFunction("sched_yield", types.int32())
+_read_clock = types.ExternalFunction("clock_gettime", types.int32(types.int64, types.int64))
 
 _I64 = ir.IntType(64)
 
@@ -123,6 +130,9 @@ def share(total: int, thread: int, threads: int) -> tuple[int, int]:
 @device
 def _run_calls(control: int, thread: int, threads: int) -> None:
     table, calls = atomic_load(control + _TABLE * 8), atomic_load(control + _CALLS * 8)
+    times = atomic_load(control + _TIMES * 8) if thread == 0 else 0
+    if times != 0:
+        _read_clock(_CLOCK, times)
     for i in range(calls):
         call = table + i * (FIELDS * 8)
         words = int64s(call, FIRST_FIELD)
@@ -141,6 +151,8 @@ def _run_calls(control: int, thread: int, threads: int) -> None:
                 waited += 1
                 if waited > _PATIENCE:
                     _yield_core()
+        if times != 0:
+            _read_clock(_CLOCK, times + (i + 1) * (TIME_WORDS * 8))
 
 
 def _work(control: int, thread: int, threads: int) -> None:
@@ -164,8 +176,12 @@ def _work(control: int, thread: int, threads: int) -> None:
         _run_calls(control, thread, threads)
 
 
-def _start(control: int, table: int, calls: int, threads: int) -> None:
-    """Publish a table of calls, wake who sleeps, and run thread 0's share; with no calls, only wake."""
+def _start(control: int, table: int, calls: int, threads: int, times: int) -> None:
+    """Publish a table of calls, wake who sleeps, and run thread 0's share; with no calls, only wake.
+
+    `times` is 0, or where thread 0 puts the time before the first call and after each.
+    """
+    atomic_store(control + _TIMES * 8, times)
     atomic_store(control + _TABLE * 8, table)
     atomic_store(control + _CALLS * 8, calls)
     if threads > 1:
@@ -188,7 +204,7 @@ def _entry(name: str) -> Any:
     """A function of this file, compiled, as Python can call it without holding the interpreter."""
     entries: dict[str, tuple[Callable[..., None], int]] = {
         "work": (_work, 3),
-        "start": (_start, 4),
+        "start": (_start, 5),
         "prepare": (_prepare, 1),
     }
     function, count = entries[name]
@@ -205,13 +221,16 @@ class Pool:
         self._process = 0
         self._begin()
 
-    def run(self, table: int, calls: int) -> int:
-        """Run `calls` records from `table` on; returns 0, or one more than the index of the first call at fault."""
+    def run(self, table: int, calls: int, times: int = 0) -> int:
+        """Run `calls` records from `table` on; returns 0, or one more than the index of the first call at fault.
+
+        `times` is the address of `calls + 1` readings of the clock, to be filled in, or 0.
+        """
         if self._process != os.getpid():
             self._lock = threading.Lock()  # whoever held it did not come along into this process
             self._begin()
         with self._lock:
-            self._entry_start(self._address, table, calls, self.threads)
+            self._entry_start(self._address, table, calls, self.threads, times)
             fault = int(self._control[_FAULT])
             if fault:
                 self._control[_FAULT] = 0
@@ -240,7 +259,7 @@ def _stop(control: Any, start: Any, process: int, threads: int) -> None:
     """Send the workers home, unless they are another process's."""
     if process == os.getpid():
         control[_STOP] = 1
-        start(int(control.ctypes.data), 0, 0, threads)
+        start(int(control.ctypes.data), 0, 0, threads, 0)
 
 
 _pools: weakref.WeakValueDictionary[int, Pool] = weakref.WeakValueDictionary()

@@ -185,7 +185,7 @@ def test_who_watches_sees_each_program_of_each_round_and_changes_nothing(watch: 
         for call in calls:
             call.launch()
 
-    def probe(program: str, kernel: str, seconds: float) -> None:
+    def probe(program: str, kernel: str, seconds: float, is_inside: bool) -> None:
         if not seen or seen[-1] != program or kernel.endswith("embedding"):
             seen.append(program)
 

@@ -242,7 +242,7 @@ def test_progress_is_reported_while_loading_up_to_the_end() -> None:
 
 def test_a_probe_sees_every_kernel_with_its_program() -> None:
     engine, seen = tiny_engine(MODEL), []
-    engine.executor.probe = lambda program, kernel, seconds: seen.append((program, kernel, seconds >= 0))
+    engine.executor.probe = lambda program, kernel, seconds, _: seen.append((program, kernel, seconds >= 0))
     engine.add(request(prompt_of(5), 3))
     finish(engine)
     assert len(seen) == engine.executor.launches_run > 0

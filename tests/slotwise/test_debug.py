@@ -46,6 +46,18 @@ def test_results_are_not_touched(outputs: dict[int, subprocess.CompletedProcess[
     assert outputs[0].stderr == ""
 
 
+def test_the_table_of_times_says_how_calls_were_timed(
+    outputs: dict[int, subprocess.CompletedProcess[str]], stories: Path
+) -> None:
+    assert "calls were launched and timed one by one" in outputs[2].stderr
+    words = [sys.executable, "-m", "slotwise", "generate", str(stories), "--prompt", "Once", "--threads", "1"]
+    words += ["--backend", "numba_cpu", "--capacity", "32", "--max-sequences", "1", "--max-new-tokens", "5"]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "DEBUG": "2"}, check=True)
+    assert "calls were timed inside the chains that they run in" in done.stderr
+    assert "one by one" not in done.stderr
+    assert done.stdout == outputs[0].stdout
+
+
 def test_the_ledger_is_shown_after_every_step(outputs: dict[int, subprocess.CompletedProcess[str]]) -> None:
     text = outputs[5].stderr
     assert text.count("target: pages of 16: free") == text.count(" bound\n") >= 2
