@@ -1,8 +1,9 @@
 """A role's parameters as tensors.
 
 Owns `load_weights`. What always holds: parameters with the same sources, derivation, layout and spec share one tensor;
-a source that is quantised is read once for all its parts; a tensor of the wrong shape is a PlanError that names it,
-before anything is made of it.
+every tensor begins on a cache line, so that no kernel rounds by where a file happens to hold it; a source that is
+quantised is read once for all its parts; a tensor of the wrong shape is a PlanError that names it, before anything is
+made of it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from slotwise.core.model import WeightSource
 from slotwise.core.quantise import GROUP, PARTS, SCHEMES, quantise
 from slotwise.engine.memory import Shelf
 
+ALIGNED = 64
+"""Bytes. PyTorch's float32 products on a CPU take other paths, with other bits, for a weight that is not aligned."""
+
 Progress = Callable[[str, int, int], None]
 """Called as (what, done, total) during long work."""
 
@@ -25,8 +29,8 @@ Progress = Callable[[str, int, int], None]
 def load_weights(
     parameters: tuple[Parameter, ...], source: WeightSource, role: str, progress: Progress | None
 ) -> dict[str, torch.Tensor]:
-    """Parameters by name: a mapped view where dtype and shape already fit, one copy that joins and converts, or what is
-    derived from the sources. What is not mapped stands together in one memory.
+    """Parameters by name: a mapped view where dtype, shape and place in memory fit already, one copy that joins,
+    converts or aligns, or what is derived from the sources. What is not mapped stands together in one memory.
     """
     shared: dict[tuple[object, ...], torch.Tensor] = {}
     found = {}
@@ -42,7 +46,8 @@ def load_weights(
         elif key not in shared:
             parts = [source.tensor(name, parameter.value.spec) for name in parameter.sources]
             weight = laid_out(_join(parts, parameter, role), parameter.word, parameter.layout)
-            shared[key] = weight if weight is parts[0] else shelf.keep(weight)
+            fits = weight is parts[0] and weight.data_ptr() % ALIGNED == 0
+            shared[key] = weight if fits else shelf.keep(weight)
         found[parameter.value.name] = shared[key]
         if progress is not None:
             progress(f"loading {role}", done + 1, len(parameters))

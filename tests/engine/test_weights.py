@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slotwise.core.errors import CheckpointError, PlanError
 from slotwise.core.graph import Parameter, Value
 from slotwise.core.quantise import SCHEMES, dequantise, quantise
 from slotwise.core.specs import DType, TensorSpec
-from slotwise.engine.weights import load_weights
+from slotwise.engine.weights import ALIGNED, load_weights
 
 from .tiny import DraftChoice, TinyModel, TinyWeights, alone, outcome, prompt_of, request, run, tiny_engine, tiny_model
 
@@ -90,6 +92,18 @@ def test_a_weight_that_cannot_be_quantised_is_named_with_its_role() -> None:
     source.tensors["b"][2, 5] = float("nan")
     with pytest.raises(CheckpointError, match="draft: b holds a value that is not a finite"):
         load_weights(derived("int4", ("a", "b"), 7), source, "draft", None)
+
+
+@given(st.integers(0, 40))
+def test_a_weight_is_used_where_it_lies_if_that_is_on_a_cache_line_and_copied_to_one_if_not(place: int) -> None:
+    source, memory = Counting(), torch.empty(3 * 64 + 64)
+    start = (-memory.data_ptr() % ALIGNED) // 4 + place
+    source.tensors["a"] = memory[start : start + 3 * 64].view(3, 64).copy_(source.tensors["a"])
+    plain = Parameter(Value("p", TensorSpec(DType.F32, (3, 64)), "parameter"), ("a",))
+    found = load_weights((plain,), source, "target", None)["p"]
+    assert torch.equal(found, source.tensors["a"])
+    assert found.data_ptr() % ALIGNED == 0
+    assert (found.data_ptr() == source.tensors["a"].data_ptr()) == (place % 16 == 0)
 
 
 @dataclass(frozen=True)
