@@ -18,6 +18,10 @@ class CheckpointError(SlotwiseError):
     """A checkpoint folder is missing something, damaged, hostile or not supported."""
 
 
+class HubError(SlotwiseError):
+    """A model cannot be had from a hub: it is not there, not given, or the way to it or to the disk is cut."""
+
+
 class GraphError(SlotwiseError):
     """A graph breaks a rule of the IR; the message carries the lines around the fault."""
 

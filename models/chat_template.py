@@ -19,10 +19,10 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
 from slotwise.core.errors import CheckpointError, RequestError, SlotwiseError, nearest
 from slotwise.models.chat_parameters import refuse_parameters, refuse_unknown
-from slotwise.models.checkpoint import existing_folder
 from slotwise.models.config import read_json_object
 from slotwise.models.continuation import Continuation
 from slotwise.models.declared_tokens import DeclaredTokens
+from slotwise.models.folder import existing_folder
 from slotwise.models.messages import Message, normalised
 from slotwise.models.plain_data import kind, plain
 from slotwise.models.template_files import DEFAULT, TEMPLATE_BYTES, find_templates

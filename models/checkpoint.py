@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +22,7 @@ from safetensors import safe_open
 
 from slotwise.core.errors import CheckpointError, nearest
 from slotwise.models.config import CONFIG_BYTES, ConfigReader, parse_json_object, read_bounded, read_json_object, shown
+from slotwise.models.folder import existing_folder
 from slotwise.models.safetensors_file import SafetensorsHeader, TensorInfo, read_header, same_bytes
 
 INDEX_BYTES = 100 * 2**20
@@ -121,24 +121,6 @@ class Checkpoint:
                 f"found {tensor.dtype} {list(tensor.shape)}; the file was replaced, open the checkpoint again"
             )
         return tensor
-
-
-def existing_folder(path: str | os.PathLike[str]) -> Path:
-    """Return `path` as a folder that exists, or raise a `CheckpointError` that says what it is instead."""
-    folder = Path(path)
-    try:
-        mode = folder.stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        text = str(path)
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.startswith("."):
-            raise CheckpointError(
-                f"{text}: no such folder. It looks like the name of a model on a hub; nothing is downloaded here: "
-                f"run `hf download {text} --local-dir {folder.name}` and give that folder"
-            ) from error
-        raise CheckpointError(f"{text}: expected a checkpoint folder, found nothing that can be opened") from error
-    if not stat.S_ISDIR(mode):
-        raise CheckpointError(f"{folder}: expected a checkpoint folder, found a file; give the folder that it lies in")
-    return folder
 
 
 def _listing(folder: Path) -> str:

@@ -17,8 +17,8 @@ from pathlib import Path
 from tokenizers import AddedToken
 
 from slotwise.core.errors import CheckpointError
-from slotwise.models.checkpoint import existing_folder
 from slotwise.models.config import ConfigReader, read_json_object, shown
+from slotwise.models.folder import existing_folder
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKEN_MAP = "special_tokens_map.json"

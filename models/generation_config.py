@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from slotwise.models.checkpoint import existing_folder
 from slotwise.models.config import ConfigReader, read_json_object
+from slotwise.models.folder import existing_folder
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a checkpoint folder to a model: description, weights, and the checkpoint itself.
 
-Owns `load_model`. What always holds: when it returns, config and tensors have been checked against each other, from
-headers alone; no weight has been read into memory.
+Owns `load_model` and `check_config`. What always holds: when `load_model` returns, config and tensors have been checked
+against each other, from headers alone; no weight has been read into memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import difflib
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from slotwise.core.errors import CheckpointError, OptionError
 from slotwise.core.graph import Graph
@@ -18,7 +19,7 @@ from slotwise.core.specs import DType
 from slotwise.models.architecture import Architecture, architectures, read_architecture
 from slotwise.models.blocks import Sources
 from slotwise.models.checkpoint import WEIGHT_DTYPES, Checkpoint
-from slotwise.models.config import ConfigReader, shown
+from slotwise.models.config import ConfigReader, read_json_object, shown
 from slotwise.models.config_fields import Noted
 from slotwise.models.weights import CheckpointWeights, check_layers, check_tensors, find_sources
 
@@ -54,10 +55,7 @@ def load_model(
     config = checkpoint.reader()
     model_type = config.string("model_type")
     if model_type not in architectures():
-        raise CheckpointError(
-            f"{config.source}: model_type {shown(model_type)} is not supported{_another_type(checkpoint, model_type)}; "
-            f"supported are {', '.join(sorted(architectures()))}"
-        )
+        raise _unknown_type(config, _another_type(checkpoint, model_type))
     dtype = dtype or _own_dtype(checkpoint, config)
     architecture, graph, sources = _checked(checkpoint, config, model_type, dtype)
     rows: dict[str, int] = {}
@@ -66,7 +64,7 @@ def load_model(
         graph = architecture.graph(model_type, sources, dtype)
         rows = dict.fromkeys((sources.embedding, sources.head), vocab_size)
     spec = ModelSpec(
-        name=checkpoint.folder.resolve().name,
+        name=_name_of(checkpoint.folder.resolve()),
         architecture=model_type,
         graph=graph,
         vocab_size=architecture.sizes.vocab,
@@ -74,6 +72,29 @@ def load_model(
         dtype=dtype,
     )
     return LoadedModel(spec, CheckpointWeights(checkpoint, architecture.ropes, rows), checkpoint)
+
+
+def check_config(folder: Path) -> None:
+    """Raise CheckpointError for a folder whose config.json alone says that the model is not supported."""
+    file = folder / "config.json"
+    config = ConfigReader(read_json_object(file), str(file))
+    model_type = config.string("model_type")
+    if model_type not in architectures():
+        raise _unknown_type(config, "")
+    read_architecture(config, model_type)
+
+
+def _unknown_type(config: ConfigReader, suggestion: str) -> CheckpointError:
+    return CheckpointError(
+        f"{config.source}: model_type {shown(config.string('model_type'))} is not supported{suggestion}; supported are "
+        f"{', '.join(sorted(architectures()))}"
+    )
+
+
+def _name_of(folder: Path) -> str:
+    """What people call the model: the folder's name, or the repository's where it lies in the cache of a hub."""
+    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.parent.parent.name.rpartition("--")[2] if cached else folder.name
 
 
 def _checked(

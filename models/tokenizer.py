@@ -19,9 +19,9 @@ from typing import TypeVar
 from tokenizers import Tokenizer as Backend
 
 from slotwise.core.errors import CheckpointError, OptionError, RequestError
-from slotwise.models.checkpoint import existing_folder
 from slotwise.models.config import read_bounded
 from slotwise.models.declared_tokens import MAX_ID, DeclaredTokens
+from slotwise.models.folder import existing_folder
 from slotwise.models.special_tokens import SpecialTokens, settle
 from slotwise.models.tokenizer_classes import LLAMA, rebuilt_as_llama, tokenizer_class
 

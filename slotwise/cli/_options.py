@@ -52,7 +52,7 @@ SAMPLING_OPTIONS = (
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to plan it."""
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face checkpoint folder")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, or ORG/NAME from the cache (see get)")
     group = add_plan_options(parser)
     group.add_argument("--plan", metavar="F", help="run exactly this saved plan, which has the options above in it")
     group.add_argument(

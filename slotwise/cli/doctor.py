@@ -22,6 +22,7 @@ PACKAGES = (
     ("safetensors", None, "pip install safetensors"),
     ("tokenizers", None, "pip install tokenizers"),
     ("jinja2", None, "pip install jinja2"),
+    ("huggingface_hub", None, "pip install huggingface_hub"),
     ("numba", None, "pip install numba"),
     ("triton", "cuda_triton", "pip install triton"),
     ("numba-cuda", "numba_cuda", "pip install 'numba-cuda[cu13]'"),

@@ -164,6 +164,7 @@ def run_verify(parsed: argparse.Namespace) -> int:
 def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None) -> Plan:
     """The plan in a file, or of a checkpoint folder with these options."""
     from slotwise.inspect.recording import read_recording
+    from slotwise.models.folder import is_repository
     from slotwise.planning import plan_model
     from slotwise.plans.plan import Plan
 
@@ -176,7 +177,7 @@ def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None)
                 f"{source} is a plan file, which has its options in it; leave out {', '.join(sorted(values))}"
             )
         return Plan.load(path)
-    if not path.exists():
+    if not path.exists() and not is_repository(source):
         raise CheckpointError(f"{source} does not exist; give a plan file or a checkpoint folder")
     return plan_model(source, observe=observe, **values)
 

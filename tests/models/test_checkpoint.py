@@ -200,7 +200,7 @@ def test_what_is_not_a_checkpoint_folder_is_named(tmp_path: Path) -> None:
         tmp_path / "file": "found a file",
         tmp_path / "empty": r"expected a config\.json, found an empty folder",
         tmp_path / "bare": r"expected model\.safetensors or model\.safetensors\.index\.json, found config\.json",
-        "meta-llama/Llama-3.2-1B": r"nothing is downloaded here: run `hf download meta-llama/Llama-3\.2-1B",
+        "meta-llama/Llama-3.2-1B": r"no such folder, and the cache .*`slotwise get meta-llama/Llama-3\.2-1B`",
         "nul\0byte": "found nothing that can be opened",
     }
     for path, message in cases.items():
