@@ -13,43 +13,15 @@ from hypothesis import strategies as st
 from slotwise.core.errors import CheckpointError, RequestError
 from slotwise.models.chat_template import TEMPLATE_BYTES, ChatTemplate
 
-BESIDE = [folder / "shared" / "chat_templates" for folder in Path(__file__).parents[3:]]
-SHARED = next((folder for folder in BESIDE if folder.is_dir()), BESIDE[0])
-NAMES = (
-    "GLM-4.6", "HuggingFaceTB-SmolLM3-3B", "Qwen-Qwen2.5-7B-Instruct", "Qwen-Qwen3-0.6B", "Qwen3-Coder",
-    "deepseek-ai-DeepSeek-V3.1", "google-gemma-2-2b-it", "meta-llama-Llama-3.1-8B-Instruct",
-    "meta-llama-Llama-3.2-3B-Instruct", "microsoft-Phi-3.5-mini-instruct", "mistralai-Mistral-Nemo-Instruct-2407",
-    "openai-gpt-oss-120b",
-)  # fmt: skip
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 HELLO = [{"role": "user", "content": "hi"}]
-PARAMETERS = {
-    "type": "object",
-    "properties": {"city": {"type": "string", "description": "é"}, "n": {"type": "integer", "enum": [1, 2]}},
-    "required": ["city"],
-}
-TOOLS = [
-    {"type": "function", "function": {"name": "weather", "description": '<now> & "then"', "parameters": PARAMETERS}}
+TURNS = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "<think>x</think>\n\nb"},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "d"},
+    {"role": "user", "content": "e🙂"},
 ]
-CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "weather", "arguments": {"city": "P"}}}
-CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
-    "one": [{"role": "user", "content": "Hi <there>\n"}],
-    "system": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi "}],
-    "turns": [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "<think>x</think>\n\nb"},
-        {"role": "user", "content": "c"},
-        {"role": "assistant", "content": "d"},
-        {"role": "user", "content": "e🙂"},
-    ],
-    "tool call": [
-        {"role": "user", "content": "w?"},
-        {"role": "assistant", "content": "", "tool_calls": [CALL]},
-        {"role": "tool", "name": "weather", "tool_call_id": "abcdefghi", "content": "sunny"},
-        {"role": "user", "content": "ok"},
-    ],
-    "out of turn": [{"role": "assistant", "content": "x"}, {"role": "assistant", "content": "y"}],
-}
 
 
 def both(
@@ -69,26 +41,6 @@ def both(
     except Exception:  # whatever the oracle raises
         theirs = None
     return ours, theirs
-
-
-@pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("name", NAMES)
-def test_real_templates_render_as_in_transformers(name: str, conversation: str) -> None:
-    file = SHARED / f"{name}.jinja"
-    if not file.exists():
-        pytest.skip("the chat templates of real models are not beside this checkout")
-    source, rendered = file.read_text("utf-8"), 0
-    for options in (
-        {},
-        {"add_generation_prompt": False},
-        {"tools": TOOLS},
-        {"tools": TOOLS, "add_generation_prompt": False},
-        {"enable_thinking": False},
-    ):
-        ours, theirs = both(source, CONVERSATIONS[conversation], **options)
-        assert ours == theirs
-        rendered += ours is not None
-    assert rendered or conversation != "one"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +75,7 @@ def test_real_templates_render_as_in_transformers(name: str, conversation: str) 
     ],
 )  # fmt: skip
 def test_what_templates_are_written_with_means_what_it_means_in_transformers(source: str) -> None:
-    ours, theirs = both(source, CONVERSATIONS["turns"])
+    ours, theirs = both(source, TURNS)
     assert ours == theirs
 
 

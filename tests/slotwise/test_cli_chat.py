@@ -62,6 +62,31 @@ def test_a_system_message_opens_every_conversation(chat: Any, answer: Any) -> No
     assert done.out == f"{answer('Hello', system='Be kind')}\n" * 2
 
 
+def test_a_chat_template_and_its_variables_can_be_given(chat: Any, talkative: Path, tmp_path: Path) -> None:
+    source = "{{ mood }}{% if loud %}!{% endif %} {% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "mine.jinja").write_text(source)
+    given = ("--chat-template", tmp_path / "mine.jinja", "--template-variable", "mood=glad", "--template-variable")
+    done = chat("Hello", options=(*given, "loud=true"))
+    llm = LLM(talkative, capacity=96, threads=1)
+    expected = llm.generate(llm.tokenizer.encode("glad! Hello", add_special_tokens=False), Sampling(max_new_tokens=6))
+    assert (done.code, done.out) == (0, f"{expected.text}\n")
+    assert chat("Hello", options=(*given, "loud=false")).out != done.out
+
+
+def test_what_the_template_cannot_be_given_is_refused_before_anyone_types(chat: Any, tmp_path: Path) -> None:
+    wrong: dict[tuple[object, ...], str] = {
+        ("--template-variable", "mood"): "expected NAME=VALUE",
+        ("--template-variable", "moood=1"): "reads no variable 'moood'",
+        ("--template-variable", "messages=1"): "'messages' is no variable",
+        ("--chat-template", "tool_use"): "no template 'tool_use', only default",
+        ("--chat-template", "{{ 1"): "the chat template is broken",
+    }
+    for options, message in wrong.items():
+        done = chat("Hello", options=options)
+        assert done.code != 0
+        assert message in done.err
+
+
 def test_an_unknown_command_is_not_said_to_the_model(chat: Any) -> None:
     done = chat("/rest")
     assert (done.code, done.out) == (0, "")
