@@ -77,8 +77,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    from slotwise.progress import news_for
+
     try:
-        code: int = parsed.run(parsed)
+        with news_for(None):
+            code: int = parsed.run(parsed)
     except SlotwiseError as error:
         sys.stdout.flush()
         print(f"slotwise {parsed.command}: error: {error}", file=sys.stderr)

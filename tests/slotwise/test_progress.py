@@ -138,6 +138,18 @@ def test_news_can_be_turned_off() -> None:
     assert told(False) == ""
 
 
+def test_every_command_tells_news() -> None:
+    script = """
+import logging, sys
+from slotwise.cli import doctor, main
+doctor.run = lambda parsed: logging.getLogger("slotwise.backends.any").info("kernels are compiled") or 0
+sys.argv = ["slotwise", "doctor"]
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "slotwise: kernels are compiled\n")
+
+
 def test_news_goes_where_the_program_logs() -> None:
     before = "logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')"
     assert told(None, before).splitlines()[0] == "INFO kernels are compiled, and kept in there"
