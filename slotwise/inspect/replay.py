@@ -21,6 +21,7 @@ from slotwise.inspect.near_tie import Parting, judge_parting
 from slotwise.inspect.record import Recorder
 from slotwise.inspect.recording import Json, Recording, read_recording, sampling_from_json
 from slotwise.llm import LLM
+from slotwise.planning import DRAFTING
 from slotwise.plans.options import BackendChoice
 
 IGNORED = ("t", "s", "crc")
@@ -114,7 +115,9 @@ def load_recorded(
     try:
         if backend is None:
             return LLM(model, draft=draft, plan=recording.plan, threads=threads, progress=False)
-        chosen = {**vars(options), "backend": backend}
+        # A plan has a value for each option; where nothing drafts, those of drafting were given by nobody.
+        idle = DRAFTING if draft is None else ()
+        chosen = {name: value for name, value in vars(options).items() if name not in idle} | {"backend": backend}
         llm = LLM(model, draft=draft, threads=threads, progress=False, **chosen)
     except SlotwiseError as error:
         raise RecordingError(f"recording {recording.path} cannot be run on {model}: {error}") from error

@@ -164,6 +164,15 @@ def test_another_backend_with_the_same_arithmetic_gives_the_same_tokens(recorded
     assert "42 tokens of 3 requests" in str(found)
 
 
+def test_a_run_without_drafts_replays_on_another_backend(stories: Path, tmp_path: Path) -> None:
+    llm = LLM(stories, backend="reference", threads=1, progress=False, **{**SMALL, "speculate": 0})
+    path = tmp_path / "run.jsonl"
+    with llm.record(path):
+        llm.generate(PROMPTS[0], SAMPLED)
+    with registered(replace(load_backend("reference"), name="twin")):
+        assert replay(path, backend="twin").is_same
+
+
 def test_tokens_that_part_on_another_backend_are_named_with_the_gap(recorded: Path) -> None:
     with registered(spoiled("noisy", "logits", lambda _, outputs: outputs[0][:, 7].add_(50.0))):
         found = replay(recorded, backend="noisy")
