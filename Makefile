@@ -1,9 +1,12 @@
-# The two commands of the README; without make, run the scripts themselves.
+# The commands of the README; without make, run the scripts themselves.
 
-.PHONY: demo test
+.PHONY: demo quick test
 
 demo:
 	@scripts/demo.sh
+
+quick:
+	@scripts/test.sh --quick
 
 test:
 	@scripts/test.sh
