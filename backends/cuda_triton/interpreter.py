@@ -96,6 +96,7 @@ def _patches() -> tuple[tuple[object, str, object, object], ...]:
     builder = peer.InterpreterBuilder
     ours: tuple[tuple[object, str, object], ...] = (
         (JITFunction, "__call__", _call_helper),
+        (triton.knobs, "propagate_env", False),  # or the next line would set TRITON_INTERPRET, and leave it behind
         (triton.knobs.runtime, "interpret", True),
         (builder, "create_dot", _dot),
         (builder, "create_masked_load", _load),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,15 @@ def test_drafts_over_many_blocks_are_judged_as_defined(refusing: bool) -> None:
 def _copy_without_a_mask(source, target, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     index = tl.arange(0, BLOCK)
     tl.store(target + index, tl.load(source + index), mask=index < size)
+
+
+def test_a_launch_leaves_the_environment_as_it_was() -> None:
+    """A process started afterwards would inherit what was left, and refuse the backend for it."""
+    before = dict(os.environ)
+    target = torch.zeros(16)
+    interpret(_copy_without_a_mask, (1,), {"source": torch.ones(16), "target": target, "size": 16, "BLOCK": 16})
+    assert target.sum() == 16
+    assert dict(os.environ) == before
 
 
 def test_an_interpreted_load_beyond_a_tensor_is_an_error_though_nothing_of_it_is_stored() -> None:
