@@ -28,7 +28,7 @@ def load(stories: Path, stories_draft: Path) -> Load:
                 backend=backend,
                 dtype="f32",
                 capacity=64,
-                speculate=3,
+                speculate=3 if drafts else 0,
                 max_sequences=3,
                 decode_rows=12,
                 prefill_chunk=8,

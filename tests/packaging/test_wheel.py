@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "chat": (("talkative", "--threads", "1"),),
     "doctor": ((),),
     "generate": ((*PAIR, *SHORT, "--record", "run.jsonl", "--stats"), (*PAIR, *SHORT, "--preset", "latency")),
-    "lockstep": (("stories-draft", "--threads", "1", *SHORT, "--backend", "reference", "--with", "numba_cuda"),),
+    "lockstep": (("stories", "--threads", "1", *SHORT, "--backend", "reference", "--with", "numba_cpu"),),
     "plan": (
         ("show", "stories", "--save", "plan.json"),
         ("verify", "plan.json"),
