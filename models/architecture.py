@@ -148,8 +148,9 @@ def _read_activation(config: ConfigReader, key: str) -> str:
 
 def read_one_rope(config: ConfigReader, sizes: Sizes) -> dict[str, Rope]:
     """The rotary embedding that all layers share, as the tables `rope`."""
-    theta = config.number("rope_theta", default=10_000.0, at_least=2.0, at_most=1e15)
-    section = rope_section(config)
+    section, theta = rope_section(config), 10_000.0
+    if not section.has("rope_theta"):
+        theta = config.number("rope_theta", default=theta, at_least=2.0, at_most=1e15)
     return {"rope": read_rope(config, section, head_dim=sizes.head_dim, max_positions=sizes.max_positions, theta=theta)}
 
 

@@ -6,6 +6,7 @@ scaled by `query_pre_attn_scalar`, not by the head's size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,11 +42,11 @@ class Gemma2(Architecture):
         """Read a `gemma2` config."""
         refuse_bidirectional(config)
         sizes = read_sizes(config, activation="hidden_activation", tied=True, defaults={"head_dim": 256})
-        default = [FULL if layer % 2 else SLIDING for layer in range(sizes.layers)]
+        types = read_layer_types(config, [FULL if layer % 2 else SLIDING for layer in range(sizes.layers)])
         return cls(
             sizes,
             read_one_rope(config, sizes),
-            windows=windows_of(config, read_layer_types(config, default), gemma_window(config)),
+            windows=windows_of(config, types, gemma_window(config, types)),
             attention_bias=config.boolean("attention_bias", default=False),
             scale=config.number("query_pre_attn_scalar", default=256.0, at_least=1e-6, at_most=1e6) ** -0.5,
             score_softcap=softcap(config, "attn_logit_softcapping", default=50.0),
@@ -82,8 +83,10 @@ def softcap(config: ConfigReader, key: str, *, default: float) -> float:
     return given if key in config.fields else default
 
 
-def gemma_window(config: ConfigReader) -> int | None:
-    """`sliding_window`: 4096 where the config does not name it, None where it is null."""
+def gemma_window(config: ConfigReader, types: Sequence[str]) -> int | None:
+    """`sliding_window`: 4096 where the config does not name it, None where it is null or no layer has one."""
+    if SLIDING not in types:
+        return None
     return config.optional_positive_int("sliding_window") if "sliding_window" in config.fields else 4096
 
 

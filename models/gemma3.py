@@ -57,12 +57,12 @@ class Gemma3(Architecture):
         if config.has("attn_logit_softcapping"):
             raise CheckpointError(f"{config.source}: 'attn_logit_softcapping' is not supported for Gemma 3")
         sizes = read_sizes(config, activation="hidden_activation", tied=True, defaults=_DEFAULTS)
-        pattern = config.positive_int("sliding_window_pattern", default=6)
-        default = [SLIDING if (layer + 1) % pattern else FULL for layer in range(sizes.layers)]
+        pattern = 6 if config.has("layer_types") else config.positive_int("sliding_window_pattern", default=6)
+        types = read_layer_types(config, [SLIDING if (n + 1) % pattern else FULL for n in range(sizes.layers)])
         return cls(
             sizes,
             _read_ropes(config, sizes),
-            windows=windows_of(config, read_layer_types(config, default), gemma_window(config)),
+            windows=windows_of(config, types, gemma_window(config, types)),
             attention_bias=config.boolean("attention_bias", default=False),
             scale=config.number("query_pre_attn_scalar", default=256.0, at_least=1e-6, at_most=1e6) ** -0.5,
             logit_softcap=softcap(config, "final_logit_softcapping", default=0.0),
@@ -120,21 +120,17 @@ def _read_ropes(config: ConfigReader, sizes: Sizes) -> dict[str, Rope]:
     if scaling is not None:
         merged: Mapping[str, object] = {**sections[FULL].fields, **scaling.fields}
         sections[FULL] = ConfigReader(merged, scaling.source)
-    thetas = {
-        FULL: config.number("rope_theta", default=1_000_000.0, at_least=2.0, at_most=1e15),
-        SLIDING: config.number("rope_local_base_freq", default=10_000.0, at_least=2.0, at_most=1e15),
+
+    def rope(kind: str, key: str, theta: float) -> Rope:
+        section = sections[kind]
+        if not section.has("rope_theta"):
+            theta = config.number(key, default=theta, at_least=2.0, at_most=1e15)
+        return read_rope(config, section, head_dim=sizes.head_dim, max_positions=sizes.max_positions, theta=theta)
+
+    return {
+        "rope": rope(FULL, "rope_theta", 1_000_000.0),
+        "rope.local": rope(SLIDING, "rope_local_base_freq", 10_000.0),
     }
-
-    def rope(kind: str) -> Rope:
-        return read_rope(
-            config,
-            sections[kind],
-            head_dim=sizes.head_dim,
-            max_positions=sizes.max_positions,
-            theta=thetas[kind],
-        )
-
-    return {"rope": rope(FULL), "rope.local": rope(SLIDING)}
 
 
 ARCHITECTURES = {"gemma3_text": Gemma3, "gemma3": MultimodalGemma3}

@@ -53,8 +53,10 @@ def qwen_windows(config: ConfigReader, layers: int) -> tuple[int, ...]:
     if config.boolean("use_sliding_window", default=False):
         given = config.optional_positive_int("sliding_window") or None
         window = given if "sliding_window" in config.fields else 4096
-    first = config.integer("max_window_layers", default=28, at_least=0, at_most=2**31)
-    default = [SLIDING if window is not None and layer >= first else FULL for layer in range(layers)]
+    default = [FULL] * layers
+    if window is not None and not config.has("layer_types"):
+        first = config.integer("max_window_layers", default=28, at_least=0, at_most=2**31)
+        default = [SLIDING if layer >= first else FULL for layer in range(layers)]
     return windows_of(config, read_layer_types(config, default), window)
 
 

@@ -16,7 +16,7 @@ from slotwise.models.config_fields import ROPE_KEYS, WITHOUT_MEANING, Noted
 from slotwise.models.declared_tokens import DeclaredTokens
 from slotwise.models.load import load_model
 
-from .randomised import Model, assert_close, our_logits, rewrite, their_logits, tokens
+from .randomised import GEMMA, Model, assert_close, our_logits, rewrite, their_logits, tokens
 
 READ_ELSEWHERE = {
     "model_type": "load_model chooses by it",
@@ -43,6 +43,9 @@ def test_every_attribute_of_the_config_class_is_read_refused_or_listed(model_typ
     fields.update({"attn_logit_softcapping": None} if model_type == "gemma3_text" else {})  # refused by name there
     noted = Noted(fields)
     read_architecture(ConfigReader(noted, "config.json"), model_type)
+    by_number = Noted({**fields, "layer_types": None})  # `max_window_layers` speaks where `layer_types` does not
+    read_architecture(ConfigReader(by_number, "config.json"), model_type)
+    noted.asked |= by_number.asked
     parts = [noted] + ([noted["text_config"]] if "text_config" in fields else [])
     for part in parts:
         assert set(part.unexplained()) <= READ_ELSEWHERE.keys()
@@ -76,6 +79,38 @@ def test_the_fields_that_are_read_elsewhere_are(tmp_path: Path) -> None:
 )
 def test_a_field_without_a_meaning_may_have_any_value(values: dict[str, Any], tmp_path: Path) -> None:
     model = Model("LlamaConfig").build()
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda config: config.update(values))
+    assert_close(our_logits(load_model(tmp_path))(tokens()), their_logits(model, tokens()))
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+NOT_IN_FORCE: dict[str, tuple[Model, dict[str, Any]]] = {
+    "a window that is switched off": (
+        Model("Qwen2Config"),
+        {"use_sliding_window": False, "sliding_window": -1, "max_window_layers": -1, "layer_types": None},
+    ),
+    "a first window layer beside layer types": (Model("Qwen3Config"), {"max_window_layers": "none"}),
+    "a base beside that of the rotary section": (Model("LlamaConfig"), {"rope_theta": 0, "rope_parameters": ROPE}),
+    "settings of another rotary type": (
+        Model("LlamaConfig"),
+        {"rope_parameters": {**ROPE, "factor": -1, "beta_fast": "x", "low_freq_factor": 0}},
+    ),
+    "a window where no layer has one": (
+        Model("Gemma2Config", {"layer_types": ["full_attention"] * 4}, GEMMA),
+        {"sliding_window": 0},
+    ),
+    "a pattern beside layer types": (
+        Model("Gemma3TextConfig", {"layer_types": ["full_attention"] * 4}, GEMMA),
+        {"sliding_window_pattern": 0, "sliding_window": -1, "rope_local_base_freq": -1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_IN_FORCE)
+def test_a_field_that_is_not_in_force_may_have_any_value(case: str, tmp_path: Path) -> None:
+    source, values = NOT_IN_FORCE[case]
+    model = source.build()
     model.save_pretrained(tmp_path)
     rewrite(tmp_path, lambda config: config.update(values))
     assert_close(our_logits(load_model(tmp_path))(tokens()), their_logits(model, tokens()))
