@@ -45,16 +45,18 @@ class End:
 class SpecialTokens:
     """What is special in a checkpoint's vocabulary.
 
-    `named` are the tokens with a name, `listed` those that a file lists without one, both with the file that decided.
+    `named` are the tokens with a name, `listed` those that a file lists without one, both with the file that decided;
+    a listed one need not be special.
     `special` maps the text of every token that decoding leaves out to its id. `ends` are the ids at which generating
     stops: what generation_config.json, config.json and the tokenizer call an end, all of them. Some may lie beyond the
-    model's vocabulary, which then never gives them.
+    model's vocabulary, which then never gives them. `notes` are sentences on where files disagree.
     """
 
     named: Mapping[str, SpecialToken]
     listed: tuple[SpecialToken, ...]
     special: Mapping[str, int]
     ends: tuple[End, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def variables(self) -> dict[str, str]:
@@ -75,7 +77,7 @@ def settle(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> Spe
     defaults = list(_defaults(declared, class_name, backend))
     names = [*declared.named, *(each for each in declared.late if each.name is not None), *defaults]
     named = {each.entry.content for each in names}
-    _add(backend, list(_missing(declared, names, named, backend)))
+    _add(backend, list(_missing(declared, defaults, named, backend)))
 
     def placed(each: Declaration) -> SpecialToken:
         content = each.entry.content
@@ -89,8 +91,11 @@ def settle(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> Spe
         if each.name is not None:
             by_name.setdefault(each.name, placed(each))
     unnamed = (*declared.unnamed, *(each for each in declared.late if each.name is None))
-    in_file = (each for _, each in declared.listed if each.entry.content not in named)
-    listed = {each.entry.content: placed(each) for each in (*unnamed, *in_file)}
+    listed = {
+        each.entry.content: placed(each)
+        for each in (*unnamed, *(each for _, each in declared.listed))
+        if each.entry.content not in named
+    }
     special = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.special}
     ends = [
         *declared.end_ids,
@@ -108,6 +113,11 @@ def settle(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> Spe
             )
             for index in dict.fromkeys(index for index, _ in ends)
         ),
+        tuple(
+            f"{each.source} gives {each.entry.content!r} the id {index}, it has {placed(each).id}"
+            for index, each in declared.listed
+            if placed(each).id != index
+        ),
     )
 
 
@@ -123,7 +133,7 @@ def _defaults(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> 
 
 
 def _missing(
-    declared: DeclaredTokens, names: Iterable[Declaration], named: set[str], backend: Tokenizer
+    declared: DeclaredTokens, defaults: Iterable[Declaration], named: set[str], backend: Tokenizer
 ) -> Iterator[AddedToken]:
     """The tokens to hand to the library, in order: new ones, and those whose flags a file changes."""
     present: dict[str, AddedToken] = {token.content: token for token in backend.get_added_tokens_decoder().values()}
@@ -152,7 +162,7 @@ def _missing(
                 single_word=token.single_word,
             )
             yield present[content]
-    for each in (*names, *declared.unnamed, *declared.late, *last):
+    for each in (*declared.named, *defaults, *declared.unnamed, *declared.late, *last):
         if each.entry.content not in present:
             special = each.entry.special or each.entry.content in named
             present[each.entry.content] = token = each.entry.added(special=special)

@@ -23,7 +23,7 @@ from slotwise.models.config import read_bounded
 from slotwise.models.declared_tokens import MAX_ID, DeclaredTokens
 from slotwise.models.folder import existing_folder
 from slotwise.models.special_tokens import SpecialTokens, settle
-from slotwise.models.tokenizer_classes import LLAMA, rebuilt_as_llama, tokenizer_class
+from slotwise.models.tokenizer_classes import GENERIC, LLAMA, rebuilt_as_llama, tokenizer_class
 
 TOKENIZER_BYTES = 200 * 2**20
 _T = TypeVar("_T")
@@ -32,9 +32,18 @@ _T = TypeVar("_T")
 class Tokenizer:
     """Text to token ids and back; make one with `Tokenizer.load`. Two are equal iff their id -> token maps are."""
 
-    def __init__(self, backend: Backend, source: str, special_tokens: SpecialTokens, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        source: str,
+        special_tokens: SpecialTokens,
+        rows: int | None = None,
+        class_name: str = GENERIC,
+    ) -> None:
         self.backend = backend
         self.source = source
+        self.class_name = class_name
+        """The class of transformers that is meant, a key of `tokenizer_classes.CLASS_TOKENS` or `GENERIC`."""
         self.special_tokens = special_tokens
         """Every special token and every end that the checkpoint's files name; template and engine read it too."""
         self._tokens: dict[int, str] = {index: token for token, index in backend.get_vocab(True).items()}
@@ -88,7 +97,7 @@ class Tokenizer:
             return backend, special
 
         backend, special = _guarded(build, CheckpointError, f"{source}: is not a tokenizer that can be read")
-        return cls(backend, str(source), special, rows)
+        return cls(backend, str(source), special, rows, class_name)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of `text`, with the tokens that the checkpoint puts around a text if asked.

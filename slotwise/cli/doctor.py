@@ -1,6 +1,7 @@
-"""`slotwise doctor`: what this machine can run, and what is missing, with the command that adds it.
+"""`slotwise doctor`: what this machine can run, and what is missing; with a MODEL, what that checkpoint says.
 
-What always holds: it changes nothing and never fails because something is missing; each line is what was found now.
+What always holds: it changes nothing and never fails because something is missing; each line is what was found now. Of
+a checkpoint that is refused the rest is told too, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -32,11 +33,30 @@ PACKAGES = (
 def add_parser(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser("doctor", help="what this machine can run", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a checkpoint: its architecture, special tokens, ends of text, templates and generation defaults",
+    )
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Print what is found."""
+    return _machine() if parsed.model is None else _checkpoint(parsed.model)
+
+
+def _checkpoint(folder: str) -> int:
+    from slotwise.inspect.checkpoint import describe
+    from slotwise.models.checkpoint import existing_folder
+
+    sections = describe(existing_folder(folder))
+    print("\n".join(map(str, sections)))
+    return int(any(section.error is not None for section in sections))
+
+
+def _machine() -> int:
     import torch
 
     from slotwise.core.backend import backend_names, default_backend
