@@ -89,12 +89,16 @@ class DeclaredTokens:
         )
         lists_tokens = "added_tokens_decoder" in config.fields
         first, second = (_Names(config, TOKENIZER_CONFIG), _Names(token_map, TOKEN_MAP))
-        # Beside an `added_tokens_decoder` transformers leaves the map unread: it can fill gaps, not overrule.
-        by_name = {**second.by_name, **first.by_name} if lists_tokens else {**first.by_name, **second.by_name}
+        if lists_tokens:
+            # Beside an `added_tokens_decoder` transformers leaves the map unread: it can fill gaps, not overrule.
+            by_name = {**second.loose, **second.firm, **first.loose, **first.firm}
+        else:
+            by_name = {**first.loose, **second.loose, **first.firm, **second.firm}
         found = [entry for entries in by_name.values() for entry in entries]
         late = [entry for entry in found if lists_tokens and entry.source == TOKEN_MAP]
         named = sorted((entry for entry in found if entry not in late), key=_place)
-        special = {entry.entry.content for entry in [*found, *first.unnamed, *second.unnamed]}
+        overruled = [each for entries in {**first.loose, **second.loose}.values() for each in entries]
+        special = {each.entry.content for each in (*found, *overruled, *first.unnamed, *second.unnamed)}
         by_id = _by_id(config) if lists_tokens else {}
         legacy = _legacy(added, special)
         return cls(
@@ -119,23 +123,27 @@ class DeclaredTokens:
 
 
 class _Names:
-    """What one file of names says: `by_name` is empty for a null, `hidden` are lists that transformers overlooks."""
+    """What one file of names says; a null is a name without declarations.
+
+    `firm` are names that the other file's `loose` ones do not overrule: a model's own, as text, and those of a mapping.
+    `hidden` are lists that transformers overlooks.
+    """
 
     def __init__(self, reader: ConfigReader, source: str) -> None:
-        self.by_name: dict[str, tuple[Declaration, ...]] = {}
+        self.loose: dict[str, tuple[Declaration, ...]] = {}
+        self.firm: dict[str, tuple[Declaration, ...]] = {}
         for key, value in reader.fields.items():
-            if key in STANDARD_NAMES or (key.endswith("_token") and isinstance(value, str | Mapping)):
-                self.by_name[key] = tuple(_declarations(key, value, reader, source))
+            is_own = key.endswith("_token") and isinstance(value, str | Mapping)
+            if key in STANDARD_NAMES or is_own:
+                is_firm = key not in STANDARD_NAMES and isinstance(value, str) and source == TOKENIZER_CONFIG
+                (self.firm if is_firm else self.loose)[key] = tuple(_declarations(key, value, reader, source))
         extra, additional = (reader.fields.get(f"{kind}_special_tokens") for kind in ("extra", "additional"))
         if isinstance(extra, Mapping) and not _is_token(extra):
             for key, value in extra.items():
-                self.by_name[key] = tuple(_declarations(key, value, reader, source))
+                self.firm[key] = tuple(_declarations(key, value, reader, source))
             extra = None
-        lists = (
-            tuple(_declarations(None, value, reader, source, key))
-            for key, value in (("extra_special_tokens", extra), ("additional_special_tokens", additional))
-        )
-        self.unnamed, self.hidden = next(lists), next(lists)
+        self.unnamed = tuple(_declarations(None, extra, reader, source, "extra_special_tokens"))
+        self.hidden = tuple(_declarations(None, additional, reader, source, "additional_special_tokens"))
         if not self.unnamed:
             self.unnamed, self.hidden = self.hidden, ()
 

@@ -136,16 +136,16 @@ def _missing(
     declared: DeclaredTokens, defaults: Iterable[Declaration], named: set[str], backend: Tokenizer
 ) -> Iterator[AddedToken]:
     """The tokens to hand to the library, in order: new ones, and those whose flags a file changes."""
-    present: dict[str, AddedToken] = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    taken = backend.get_added_tokens_decoder().keys()
+    ids = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
+    present = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     lists_tokens = "added_tokens_decoder" in declared.tokenizer_config.fields
     last: list[Declaration] = []
     for index, each in declared.listed:
+        known = present.get(each.entry.content)
         # Of added_tokens.json transformers takes what tokenizer.json has no token for; the rest comes last here.
-        if not lists_tokens and index in taken:
+        if not lists_tokens and (index in ids.values() or index <= ids.get(each.entry.content, -1)):
             last.append(each)
             continue
-        known = present.get(each.entry.content)
         # A token that the library has held special it holds special for good.
         special = each.entry.special or each.entry.content in named or (known is not None and known.special)
         present[each.entry.content] = token = each.entry.added(special=special)
@@ -162,7 +162,14 @@ def _missing(
                 single_word=token.single_word,
             )
             yield present[content]
-    for each in (*declared.named, *defaults, *declared.unnamed, *declared.late, *last):
+    settled = set(present)
+    for each in (*declared.named, *defaults, *declared.unnamed):
+        # Of several that declare one new token the last decides its flags.
+        if each.entry.content not in settled:
+            special = each.entry.special or each.entry.content in named
+            present[each.entry.content] = token = each.entry.added(special=special)
+            yield token
+    for each in (*declared.late, *last):
         if each.entry.content not in present:
             special = each.entry.special or each.entry.content in named
             present[each.entry.content] = token = each.entry.added(special=special)
