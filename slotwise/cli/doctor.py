@@ -49,7 +49,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _checkpoint(folder: str) -> int:
     from slotwise.inspect.checkpoint import describe
-    from slotwise.models.checkpoint import existing_folder
+    from slotwise.models.folder import existing_folder
 
     sections = describe(existing_folder(folder))
     print("\n".join(map(str, sections)))
