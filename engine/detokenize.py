@@ -76,6 +76,11 @@ class TokenPieces:
         """The codec error handler for ill-formed bytes: U+FFFD for each byte or each run, as the decoder has it."""
         return _PER_BYTE if self._has_byte_tokens else "replace"
 
+    def shown(self, token_id: int) -> str:
+        """Return what a person should see of a token by itself: its text, or a special token's name."""
+        special = next((text for text, number in self.silent.items() if number == token_id), None)
+        return special or self.continuing(token_id).decode("utf-8", self.utf8_errors)
+
     def continuing(self, token_id: int) -> bytes:
         """Return the bytes that a token adds after other text, a leading space of its own included."""
         piece = self._cache.get(token_id)
