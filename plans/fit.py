@@ -81,8 +81,8 @@ def fit(subject: Subject, options: PlanOptions, budget: Budget) -> Plan:
     if found is not None:
         return found
     each = -(-options.capacity // options.page_size)
-    least = {"pages": options.pages or each} if each else {"capacity": subject.capacity(options, 1)}
-    plan = subject.plan(replace(options, **least))
+    pages, capacity = options.pages or each, options.capacity or subject.capacity(options, 1)
+    plan = subject.plan(replace(options, capacity=capacity, pages=pages))
     refuse(subject, plan, budget)
     raise PlanError(f"no plan was found within {budget}, and yet this one fits: {plan}")
 
@@ -105,7 +105,9 @@ def nearest(subject: Subject, plan: Plan, budget: Budget) -> Iterator[str]:
         if found is not None:
             yield f"{what} ({size(need_of(found, overlap=subject.overlap).peak)})"
 
-    smaller = _largest(subject, lambda n: replace(options, **_resized(options, n, full)), 1, each - 1, budget)
+    smaller = _largest(
+        subject, lambda n: replace(options, capacity=n * options.page_size, pages=n * full), 1, each - 1, budget
+    )
     yield from say(f"capacity={smaller.options.capacity}" if smaller else "", smaller)
     pool = _largest(subject, lambda n: replace(options, pages=n), each, options.pages - 1, budget)
     yield from say(f"pages={pool.options.pages}" if pool else "", pool)
@@ -124,11 +126,6 @@ def nearest(subject: Subject, plan: Plan, budget: Budget) -> Iterator[str]:
         if need_of(held, overlap=subject.overlap).peak <= budget.nbytes:
             yield from say(f"weights={weights!r}", held)
             return
-
-
-def _resized(options: PlanOptions, pages: int, full: int) -> dict[str, int]:
-    """Sequences of so many pages, of which the pool holds `full`."""
-    return {"capacity": pages * options.page_size, "pages": pages * full}
 
 
 def survey(subject: Subject, options: PlanOptions, budget: Budget, weights: tuple[str, ...] = WEIGHTS) -> list[Row]:

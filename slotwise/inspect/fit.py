@@ -55,7 +55,12 @@ def fit_table(subject: Subject, options: PlanOptions, budget: Budget, rows: Sequ
     console = Console(width=160, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(table)
-    told = [_title(subject, options, budget, list(plans.values())), "", captured.get().strip("\n"), ""]
+    told = [
+        _title(subject, options, budget, list(plans.values())),
+        "",
+        *filter(str.strip, captured.get().split("\n")),
+        "",
+    ]
     told += [f"{row.weights}: {row.refused}" for row in rows if row.refused]
     if plans:
         some = next(iter(plans.values()))
