@@ -58,9 +58,9 @@ Messages = Sequence[Mapping[str, object]]
 class LLM:
     """A model ready to generate; `with LLM(...) as llm` frees its memory at the end, as `close` does.
 
-    `model` is a Hugging Face folder; `draft` is None, the folder of a smaller model with the same vocabulary, or
-    `"ngram"`. `backend` is a name, a list in order of preference, or a mapping of ops to either (`"*"` for the rest);
-    left out, it is `numba_cpu` where that runs.
+    `model` is a Hugging Face folder, or `"org/name"`, which `slotwise get org/name` has put into its cache; `draft` is
+    None, a smaller model with the same vocabulary, or `"ngram"`. `backend` is a name, a list in order of preference, or
+    a mapping of ops to either (`"*"` for the rest); left out, it is `numba_cpu` where that runs.
     `capacity` is the most tokens of a sequence, prompt included (default: the model's maximum, at most 4096);
     `page_size` the slots of a page; `pages` the pages of each role's pool; `max_sequences` how many run at once;
     `dtype` what to compute in (default: the checkpoint's); `weights` how the matrices of both models are held:

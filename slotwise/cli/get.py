@@ -1,12 +1,15 @@
 """`slotwise get`: download a checkpoint.
 
-What always holds: what is printed is the folder in the cache, and nothing else, so that scripts can use it; a model
-that cannot be run is refused before its weights are fetched; running it again goes on where it stopped.
+What always holds: what goes to the output stream is the folder in the cache, and nothing else, so that scripts can use
+it; bars show the progress on a terminal, one line says what is fetched off it; a model that cannot be run is refused
+before its weights are fetched; running it again goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from typing import Any
 
 
@@ -26,9 +29,16 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Download and print the folder."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the library reads it when it is imported
+
+    from huggingface_hub import constants
+
     from slotwise.models.hub import download
     from slotwise.models.load import check_config, load_model
 
+    if not sys.stderr.isatty():
+        print(f"getting {parsed.repository} from {constants.ENDPOINT}", file=sys.stderr)
     folder = download(parsed.repository, parsed.revision, check_config)
     load_model(folder)  # headers alone: whatever does not fit is said now, not at first use
     print(folder)

@@ -40,6 +40,7 @@ def slotwise(hub: Hub, home: Path, *arguments: str, **environment: str) -> subpr
 def test_what_is_got_is_a_model_to_every_command(hub: Hub, tmp_path: Path) -> None:
     got = slotwise(hub, tmp_path, "get", NAME)
     assert got.returncode == 0, got.stderr
+    assert got.stderr == f"getting {NAME} from {hub.url}\n", "bars are for a terminal"
     folder = Path(got.stdout.strip())
     assert folder == tmp_path / "hub" / "models--someone--model" / "snapshots" / COMMIT
     hub.asked.clear()
