@@ -9,6 +9,7 @@ takes complete characters back; so bytes are tracked here.)
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -55,6 +56,7 @@ class TokenPieces:
 
     def __init__(self, backend: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._backend = backend
+        self._skips = skip_special_tokens
         special = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         self.silent: Mapping[str, int] = MappingProxyType(special if skip_special_tokens else {})
         """Text -> id of the tokens whose text is left out."""
@@ -76,10 +78,10 @@ class TokenPieces:
         """The codec error handler for ill-formed bytes: U+FFFD for each byte or each run, as the decoder has it."""
         return _PER_BYTE if self._has_byte_tokens else "replace"
 
-    def shown(self, token_id: int) -> str:
-        """Return what a person should see of a token by itself: its text, or a special token's name."""
-        special = next((text for text, number in self.silent.items() if number == token_id), None)
-        return special or self.continuing(token_id).decode("utf-8", self.utf8_errors)
+    @functools.cached_property
+    def with_special(self) -> TokenPieces:
+        """The same, with special tokens shown."""
+        return TokenPieces(self._backend, skip_special_tokens=False) if self._skips else self
 
     def continuing(self, token_id: int) -> bytes:
         """Return the bytes that a token adds after other text, a leading space of its own included."""

@@ -36,7 +36,8 @@ from slotwise.engine.prefill import Prefiller
 from slotwise.engine.prefill_phase import PrefillPhase
 from slotwise.engine.request import Request
 from slotwise.engine.roster import Roster
-from slotwise.engine.sampling.adjust import Edits
+from slotwise.engine.sampling.adjust import LogitAdjuster, adjuster_for
+from slotwise.engine.sampling.edits import Edits
 from slotwise.engine.sampling.sampler import Sampler
 from slotwise.engine.sequence import Sequence
 from slotwise.engine.settle import Settler
@@ -47,6 +48,9 @@ from slotwise.plans.plan import Plan
 from slotwise.slots.binding import Binding
 from slotwise.slots.show import show_binding
 from slotwise.slots.step import DRAFT, TARGET
+
+SEED_BITS = 53
+"""Seeds that are drawn fit the whole numbers that JSON keeps in every language."""
 
 HISTORY = 32
 """Steps that the engine remembers, to be printed."""
@@ -98,23 +102,33 @@ class Engine:
         self._overlap = Overlap(self.executor, self.lanes, self.ledger, self.sampler)
         self._flight: Flight | None = None
 
-    @property
-    def pieces(self) -> TokenPieces | None:
-        """What makes text of tokens; None where nothing does."""
-        return self._pieces
-
     def add(self, request: Request) -> Sequence:
         """Queue a request; raises RequestError, and changes nothing, when it cannot be served at all."""
-        capacity, vocabulary = self.plan.target.capacity, self.plan.target.vocab_size
+        vocabulary = self.plan.target.vocab_size
         prompt, sampling = request.prompt_ids, request.sampling
         check_prompt(prompt, self.plan.target)
         sampling.validate_for_vocabulary(vocabulary)
-        granted = min(sampling.max_new_tokens, capacity - len(prompt))
-        silent = {} if self._pieces is None else self._pieces.silent
-        stops = StopChecker(sampling, self._eos_ids, budget=granted, silent=silent) if granted else None
-        text = None if self._pieces is None else Detokenizer(self._pieces, prompt)
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        sequence = Sequence(self._next_id, request, seed=seed, granted=granted, stops=stops, text=text)
+        if sampling.n != 1:
+            raise OptionError(f"n: a request is for one completion, found {sampling.n}; LLM.generate adds n of them")
+        requested = sampling.budget(len(prompt))
+        granted = self.granted(request)
+        pieces = self._pieces
+        shown = pieces if pieces is None or sampling.skip_special_tokens else pieces.with_special
+        silent = {} if shown is None else shown.silent
+        stops = None
+        if granted:
+            stops = StopChecker(sampling, self._eos_ids, budget=granted, prompt_length=len(prompt), silent=silent)
+        sequence = Sequence(
+            self._next_id,
+            request,
+            seed=secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed,
+            requested=granted if requested is None else requested,
+            granted=granted,
+            stops=stops,
+            text=None if shown is None else Detokenizer(shown, prompt),
+            adjuster=self.adjuster_for(request),
+            bytes_of=None if pieces is None else pieces.with_special.continuing,
+        )
         self._next_id += 1
         if granted:
             self.roster.waiting.append(sequence)
@@ -123,6 +137,16 @@ class Engine:
         for observer in self.observers:
             observer.added(sequence)
         return sequence
+
+    def granted(self, request: Request) -> int:
+        """The most tokens that a request may be given: what it asks for, where the capacity leaves as many."""
+        prompt_length = len(request.prompt_ids)
+        requested, room = request.sampling.budget(prompt_length), self.plan.target.capacity - prompt_length
+        return room if requested is None else min(requested, room)
+
+    def adjuster_for(self, request: Request) -> LogitAdjuster | None:
+        """What edits the logits of a request, with nothing committed; None where nothing does."""
+        return adjuster_for(request.sampling, request.prompt_ids, self._eos_ids, self.granted(request))
 
     def cancel(self, sequence: Sequence) -> None:
         """End a request at once, wherever it is; its slots return. Harmless for one that has ended."""

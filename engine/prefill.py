@@ -64,7 +64,7 @@ class Prefiller:
         At least the prompt's last row is left to compute, for its logits; where prefill is not row-invariant only whole
         chunks are taken over, so that the rest is cut as it would have been.
         """
-        if not self._plan.options.share_prefixes:
+        if not self._plan.options.share_prefixes or _wants_prompt(sequence):
             return []
         target = self._ledger[TARGET]
         usable = sequence.prompt_length - 1
@@ -93,17 +93,21 @@ class Prefiller:
         known = self._known(sequence)
         if begin < end:
             self._fill(sequence, TARGET, begin, end, known, kind, epoch)
+            self._note_prompt(sequence, begin, end)
         is_last = end == known
         if not is_last or sequence.new_tokens:
             return ChunkOutcome(end - begin, is_last)
-        raw = self._sampler.logits[:1].copy() if sequence.request.sampling.logprobs is not None else None
+        logits, asked = self._sampler.logits, sequence.request.sampling.logprobs
+        if kind == DECODE:  # which gives logits of all rows, and the last are wanted
+            logits[0] = logits[end - begin - 1]
+        raw = logits[:1].copy() if asked is not None else None
         if sequence.adjuster is not None:
             self._sampler.edit(0, sequence.adjuster.edits())
         drawn = self._sampler.sample(np.array([lane]), np.array([end]))
         if not drawn.ok[0]:
             return ChunkOutcome(end - begin, True, Verdict([], broken_row()))
         tokens = drawn.tokens.tolist()
-        logprobs = () if raw is None else logprobs_of(raw, tokens, sequence.request.sampling.logprobs or 0)
+        logprobs = () if raw is None else logprobs_of(raw, tokens, asked or 0, sequence.bytes_of)
         return ChunkOutcome(end - begin, True, Verdict(tokens), logprobs)
 
     def run_draft_chunk(self, sequence: Sequence, epoch: int, catch_up: int) -> int:
@@ -126,7 +130,7 @@ class Prefiller:
 
     def publish(self, sequence: Sequence) -> None:
         """Share what may be shared of the sequence's committed pages."""
-        if not self._plan.options.share_prefixes:
+        if not self._plan.options.share_prefixes or (_wants_prompt(sequence) and not self._plan.prefill_is_invariant):
             return
         lane, target = _lane(sequence), self._ledger[TARGET]
         # A step that has been started and not read is committed, but its tokens are not known yet.
@@ -136,6 +140,14 @@ class Prefiller:
             upto = min(upto, sequence.prompt_length) // self._grid * self._grid
         target.publish(lane, sequence.tokens, upto)
 
+    def _note_prompt(self, sequence: Sequence, begin: int, end: int) -> None:
+        """Keep the log-probabilities of the prompt's tokens after [begin, end), where asked for and not yet known."""
+        asked = sequence.request.sampling.prompt_logprobs
+        start, stop = max(begin, len(sequence.prompt_logprobs)), min(end, sequence.prompt_length - 1)
+        if asked is not None and start < stop:
+            rows, tokens = self._sampler.logits[start - begin : stop - begin], sequence.tokens[start + 1 : stop + 1]
+            sequence.prompt_logprobs += logprobs_of(rows, tokens, asked, sequence.bytes_of)
+
     def _known(self, sequence: Sequence) -> int:
         """Tokens whose K and V can be filled: the prompt; or, with output, all but the pending token."""
         return len(sequence.tokens) - 1 if sequence.new_tokens else sequence.prompt_length
@@ -143,7 +155,7 @@ class Prefiller:
     def _next_chunk(self, sequence: Sequence) -> tuple[int, int, str]:
         """(begin, end, program kind) of what to fill next; empty when nothing is left."""
         begin, known = int(self._ledger[TARGET].committed[_lane(sequence)]), self._known(sequence)
-        if begin < sequence.prompt_length:
+        if begin < sequence.prompt_length and not _wants_prompt(sequence):
             end = min((begin // self._grid + 1) * self._grid, sequence.prompt_length, known)
             return begin, end, PREFILL
         return begin, min(begin + self._executor.most_rows(TARGET, DECODE), known), DECODE
@@ -168,6 +180,11 @@ class Prefiller:
     @staticmethod
     def _fits(role: RoleLedger, sequence: Sequence, end: int) -> bool:
         return int(role.pages_short(np.array([_lane(sequence)]), np.array([end])).sum()) <= role.pool.available
+
+
+def _wants_prompt(sequence: Sequence) -> bool:
+    """Whether all rows of the prompt must give logits: then decode-side programs fill it, from its start."""
+    return sequence.request.sampling.prompt_logprobs is not None
 
 
 def _lane(sequence: Sequence) -> int:

@@ -29,8 +29,8 @@ class Request:
 class Stats:
     """What one request cost.
 
-    `granted` is the most new tokens that the capacity left of `max_new_tokens`; when it is less than `requested` the
-    budget was clamped. `verifications` are the target's decode steps, `drafted` and `accepted` the tokens proposed and
+    `granted` is the most new tokens that the capacity left of those `requested`; when it is less, the budget was
+    clamped. `verifications` are the target's decode steps, `drafted` and `accepted` the tokens proposed and
     kept; `shared_tokens` came from other sequences' pages; `preemptions` how often it gave its pages up. Seconds are
     wall time from admission. `slots` is the most cache slots that it held, by role.
     """
@@ -70,8 +70,10 @@ class Stats:
 class Completion:
     """The result of one request.
 
-    `token_ids` end with the token that completed a stop, if one did; `text` ends before it. With `finish_reason`
-    `error`, `error` is what happened and the tokens before it are kept.
+    `token_ids` end with the token that completed a stop, if one did; `text` ends before it, or after it with
+    `include_stop`. With `finish_reason` `error`, `error` is what happened and the tokens before it are kept.
+    `prompt_logprobs`, where they are asked for, are one a prompt token, None for the first.
+    `alternatives` are the others of the `n` completions that were asked for.
     """
 
     text: str
@@ -80,6 +82,8 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None
     stats: Stats
     error: SlotwiseError | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    alternatives: tuple[Completion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from slotwise.core.errors import SlotwiseError
 from slotwise.engine.detokenize import Detokenizer
 from slotwise.engine.request import Chunk, Completion, FinishReason, Request, Stats
 from slotwise.engine.sampling.adjust import LogitAdjuster
-from slotwise.engine.sampling.logprobs import TokenLogprobs
+from slotwise.engine.sampling.logprobs import BytesOf, TokenLogprobs
 from slotwise.engine.stops import StopChecker
 
 State = Literal["waiting", "prefill", "decode", "done"]
@@ -24,17 +24,30 @@ class Sequence:
     """The mutable side of a request; owned by the engine. `id` also is its place in the order of arrival."""
 
     def __init__(
-        self, id: int, request: Request, *, seed: int, granted: int, stops: StopChecker | None, text: Detokenizer | None
+        self,
+        id: int,
+        request: Request,
+        *,
+        seed: int,
+        requested: int,
+        granted: int,
+        stops: StopChecker | None,
+        text: Detokenizer | None,
+        adjuster: LogitAdjuster | None,
+        bytes_of: BytesOf | None,
     ) -> None:
         self.id = id
         self.request = request
         self.seed = seed
+        self.requested = requested
         self.granted = granted
         self.state: State = "waiting"
         self.lane: int | None = None
         self.tokens: list[int] = list(request.prompt_ids)
-        self.adjuster = LogitAdjuster(request.sampling, request.prompt_ids) if request.sampling.adjusts_logits else None
+        self.adjuster = adjuster
+        self.bytes_of = bytes_of
         self.logprobs: list[TokenLogprobs] = []
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self.verifications = self.drafted = self.accepted = 0
         self.shared_tokens = self.preemptions = 0
         self.is_doubted = False  # a step that was started ahead has failed with it
@@ -104,7 +117,7 @@ class Sequence:
         stats = Stats(
             prompt_tokens=self.prompt_length,
             new_tokens=self.new_tokens,
-            requested=self.request.sampling.max_new_tokens,
+            requested=self.requested,
             granted=self.granted,
             seed=self.seed,
             verifications=self.verifications,
@@ -116,10 +129,12 @@ class Sequence:
             seconds=now - self._started,
             slots=dict(self.peak_slots),
         )
-        logprobs = None if self.request.sampling.logprobs is None else tuple(self.logprobs)
+        sampling = self.request.sampling
+        logprobs = None if sampling.logprobs is None else tuple(self.logprobs)
+        of_prompt = None if sampling.prompt_logprobs is None else (None, *self.prompt_logprobs)
         reason = self.finish_reason or "cancelled"
         tokens = tuple(self.tokens[self.prompt_length :])
-        return Completion("".join(self._text), tokens, reason, logprobs, stats, self.error)
+        return Completion("".join(self._text), tokens, reason, logprobs, stats, self.error, of_prompt)
 
     def _show(self, text: str) -> None:
         if text:

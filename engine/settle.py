@@ -41,7 +41,7 @@ class Settler:
         sequence.accepted += min(count, len(verdict.candidates) - (verdict.fault is None))
         asked = sequence.request.sampling.logprobs
         if asked is not None and raw is not None:
-            sequence.logprobs += logprobs_of(raw, verdict.candidates[:count], asked)
+            sequence.logprobs += logprobs_of(raw, verdict.candidates[:count], asked, sequence.bytes_of)
         return count
 
     def note_peaks(self, binding: Binding, places: list[int]) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from slotwise.core.errors import OptionError
 from slotwise.engine.sampling import Sampling
+from slotwise.engine.sampling.values import MAX_COUNT
 from slotwise.engine.stop_marks import StopMarks, is_marked, unmarked
 
 FinishReason = Literal["stop", "length"]
@@ -23,13 +24,15 @@ class StopStrings:
     """Finds the first of some strings in a text that arrives in pieces, and holds back what may be its beginning.
 
     The first to be complete wins, and of those complete at one character the longest: so that the cut depends on the
-    text alone, never on where its pieces end. Held-back text is shorter than the longest string.
+    text alone, never on where its pieces end. Held-back text is shorter than the longest string. With `include`, the
+    text ends after the string instead of before it.
 
     Pieces and strings may have marks (`stop_marks.py`), which stand for tokens without a text. A string with marks is
     looked for among them; any other sees the text alone. Marks are not handed out.
     """
 
-    def __init__(self, strings: Iterable[str]) -> None:
+    def __init__(self, strings: Iterable[str], *, include: bool = False) -> None:
+        self._include = include
         self._plain: list[str] = []
         self._marked: list[str] = []
         for string in strings:
@@ -46,7 +49,8 @@ class StopStrings:
         matches += [(at + len(s) - 1, at) for s in self._marked if (at := text.find(s)) >= 0]
         if matches:
             self._held = ""
-            return unmarked(text[: min(matches)[1]]), True
+            last, start = min(matches)
+            return unmarked(text[: last + 1 if self._include else start]), True
         plain, marked = _possible_beginning(bare, self._plain), _possible_beginning(text, self._marked)
         certain = min(places[len(bare) - plain] if plain else len(text), len(text) - marked)
         self._held = text[certain:]
@@ -80,13 +84,14 @@ class StopChecker:
     """The stop rules of one sequence, fed with its tokens in order, each with the text that it adds.
 
     Tokens are pushed once they are accepted; the first push whose verdict has a reason is the last, and that token is
-    kept. A stop token's id is in the output's token ids, its own text is not in the output's text.
-    A stop wins over the budget where one token meets both.
+    kept. A stop token's id is in the output's token ids, its own text is not in the output's text unless it is asked
+    for. A stop wins over the budget where one token meets both. Before the least number of tokens that is asked for
+    nothing stops, and their text is not looked at.
 
     A stop string that holds the text of a `silent` token (text -> id of those that add nothing to the output's text)
     is also complete at that token.
 
-    `budget` is the number of tokens that may be generated, where capacity leaves fewer than `sampling.max_new_tokens`.
+    `budget` is the number of tokens that may be generated; None for what `sampling` asks for.
     Raises OptionError for a stop string that can never match.
     """
 
@@ -96,15 +101,17 @@ class StopChecker:
         eos_ids: Iterable[int],
         *,
         budget: int | None = None,
+        prompt_length: int = 0,
         silent: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._stop_ids = frozenset(sampling.stop_token_ids) | (
-            frozenset() if sampling.ignore_eos else frozenset(eos_ids)
-        )
-        marks = StopMarks.of(sampling.stop, silent)
+        self._stop_ids = sampling.ends(eos_ids)
+        self._include = sampling.include_stop
+        marks = StopMarks.of(sampling.stop or (), silent)
         self._marks = marks.by_id
-        self._strings = StopStrings(marks.strings)
-        self._left = sampling.max_new_tokens if budget is None else min(budget, sampling.max_new_tokens)
+        self._strings = StopStrings(marks.strings, include=sampling.include_stop)
+        self._early = max(sampling.min_new_tokens, sampling.min_length - prompt_length)
+        limits = [each for each in (budget, sampling.budget(prompt_length)) if each is not None]
+        self._left = min(limits, default=MAX_COUNT)
         if self._left < 1:
             raise OptionError(f"budget: expected room for at least one token, found {budget}")
         self._ended = False
@@ -117,10 +124,13 @@ class StopChecker:
         if self._ended:
             raise ValueError(f"token {token_id} was pushed after the sequence had ended")
         self._left -= 1
-        if token_id in self._stop_ids:
-            return self._end("", "stop")
-        shown, stopped = self._strings.push(text + self._marks.get(token_id, ""))
-        if stopped:
+        self._early -= 1
+        if self._early >= 0:
+            return StopVerdict(text, None) if self._left else self._end(text, "length")
+        is_stop = token_id in self._stop_ids
+        marked = text + self._marks.get(token_id, "")
+        shown, stopped = ("", False) if is_stop and not self._include else self._strings.push(marked)
+        if is_stop or stopped:
             return self._end(shown, "stop")
         if self._left == 0:
             return self._end(shown, "length")

@@ -100,11 +100,7 @@ class RolePlan:
     @property
     def cache_bytes(self) -> int:
         """Bytes of all states of all layers."""
-        return sum(self.group_bytes(group) for group in self.groups)
-
-    def group_bytes(self, group: StateGroup) -> int:
-        """Bytes of all entries of one of `groups`."""
-        return self.slots * group.nbytes
+        return self.slots * self.slot_bytes
 
     @property
     def slot_bytes(self) -> int:

@@ -24,7 +24,7 @@ from slotwise.engine.sequence import Sequence as Running
 from slotwise.keywords import known_keywords
 from slotwise.llm import LLM, Messages
 from slotwise.models.tokenizer import Tokenizer
-from slotwise.requests import Prompt, Samplings, refused
+from slotwise.requests import Prompt, Samplings, by_prompt, each_completion, refused
 from slotwise.sharing import SharedEngine
 
 Found = TypeVar("Found")
@@ -74,10 +74,11 @@ class AsyncLLM:
     async def generate(self, prompts: Any, sampling: Samplings = None) -> Completion | list[Completion]:
         """Complete one prompt or several, as `LLM.generate` does."""
         single, asked = self._llm._asked(prompts, sampling)
-        answers = [_Answer(self._worker, self._request(*each)) for each in asked]
+        wanted = each_completion(asked)
+        answers = [_Answer(self._worker, self._request(*each)) for each in wanted]
         found: list[Completion] = []
         try:
-            for answer, (_, each) in zip(answers, asked, strict=True):
+            for answer, (_, each) in zip(answers, wanted, strict=True):
                 try:
                     found.append(await answer.completion())
                 except SlotwiseError as error:
@@ -89,6 +90,7 @@ class AsyncLLM:
                 answer.close()
         if single and found[0].error is not None:
             raise found[0].error
+        found = by_prompt(asked, found)
         return found[0] if single else found
 
     @known_keywords

@@ -35,19 +35,28 @@ from slotwise.planning import (
     check_path,
     check_saved,
     choose,
+    compile_for,
     load_draft,
-    memory_here,
     plan_model,
-    plan_within,
-    subject_of,
 )
 from slotwise.plans.compile import AfterPass
-from slotwise.plans.fit import refuse
-from slotwise.plans.memory import Budget
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
 from slotwise.progress import news_for, progress_for
-from slotwise.requests import Prompt, Samplings, default_sampling, integers, is_prompt, one_for_each, refused, unpacked
+from slotwise.requests import (
+    Prompt,
+    Samplings,
+    by_prompt,
+    default_sampling,
+    each_completion,
+    integers,
+    is_prompt,
+    one_for_each,
+    only_one,
+    refused,
+    spelled,
+    unpacked,
+)
 from slotwise.sharing import SharedEngine
 from slotwise.slots.step import DRAFT, TARGET
 from slotwise.stream import Stream
@@ -68,11 +77,8 @@ class LLM:
     `speculate` is the greatest draft width; `acceptance` `"coupled"` (the output does not depend on the drafter) or
     `"rejection"`; `adaptive` whether widths follow what was accepted lately. These three are refused without a drafter,
     but for `speculate=0`. A `preset` gives values for those left out; what it says of drafts waits for a drafter.
-    `memory` is how much all of it may take where kernels run, `"24GiB"` or bytes. What is left out of capacity and
-    pages then follows from it: no capacity, the largest at which `max_sequences` full sequences fit; a capacity and no
-    pages, as many pages as fit. What does not fit there, or here, is refused before a weight is read, with what would.
     `plan`, a saved plan or its file, stands for all of these: its options are taken, and any difference between it and
-    what this version makes of these checkpoints is an error. `memory` beside it is checked and changes nothing.
+    what this version makes of these checkpoints is an error.
     `threads` is how many threads compute, PyTorch's for the whole process included (default: one for each core; 1 is
     best for tiny models). `overlap` says whether a step without drafts may be launched before the tokens of the one
     before it are read: None where kernels run beside Python by nature, on a GPU; True on a CPU too, by one more thread;
@@ -102,7 +108,6 @@ class LLM:
         share_prefixes: bool | None = None,
         dtype: str | DType | None = None,
         weights: str | None = None,
-        memory: int | str | None = None,
         preset: str | Path | None = None,
         plan: Plan | str | Path | None = None,
         threads: int | None = None,
@@ -132,10 +137,8 @@ class LLM:
         }
         given = {name: value for name, value in given.items() if value is not None}
         check_path("model", model, "a checkpoint folder")
-        asked = None if memory is None else Budget.given(memory)
         choice = choose(given, draft=draft, preset=preset, plan=plan)
-        options, draft, saved = choice.options, choice.draft, choice.saved
-        self._named = {**choice.named, "memory": memory}
+        options, draft, saved, self._named = choice.options, choice.draft, choice.saved, choice.named
         loaded = load_model(model, options.dtype)
         self._folder = loaded.checkpoint.folder
         self._vocab_size = loaded.spec.vocab_size
@@ -146,11 +149,7 @@ class LLM:
         drafter = load_draft(draft, loaded, self.tokenizer, options.dtype)
         if saved is not None:
             check_saved(saved, loaded, drafter)
-        here, ahead = memory_here(options), bool(overlap)
-        budget = min((each for each in (asked, here) if each), key=lambda each: each.nbytes) if asked else None
-        self._plan = saved or plan_within(loaded, drafter, options, budget, debug.pass_observer(), overlap=ahead)
-        for each in (asked, here):
-            refuse(subject_of(loaded, drafter, overlap=ahead), self._plan, each)
+        self._plan = saved or compile_for(loaded, drafter, options, debug.pass_observer())
         sources = {TARGET: loaded.weights}
         if isinstance(drafter, LoadedModel):
             sources[DRAFT] = drafter.weights
@@ -186,12 +185,13 @@ class LLM:
 
         `sampling` is one for all or a list with one for each; None samples as the checkpoint's generation_config says.
         A single prompt that cannot be served raises its error; among several it comes back as a completion with
-        `finish_reason` `error`, and the others are not touched.
+        `finish_reason` `error`, and the others are not touched. With `n` above 1 a prompt's completion has the
+        n - 1 others as `alternatives`.
         """
         single, asked = self._asked(prompts, sampling)
         started: list[Running | Completion] = []
         try:
-            for prompt, each in asked:
+            for prompt, each in each_completion(asked):
                 try:
                     started.append(self._engine.add(self._request(prompt, each)))
                 except SlotwiseError as error:
@@ -208,6 +208,7 @@ class LLM:
         found = [entry if isinstance(entry, Completion) else entry.completion() for entry in started]
         if single and found[0].error is not None:
             raise found[0].error
+        found = by_prompt(asked, found)
         return found[0] if single else found
 
     @known_keywords
@@ -362,7 +363,7 @@ class LLM:
     @property
     def default_sampling(self) -> Sampling:
         """How the checkpoint's generation_config would sample: greedy where it says nothing."""
-        return default_sampling(self._defaults, self._folder)
+        return default_sampling(self._defaults, self.eos_ids)
 
     # Closing
 
@@ -392,7 +393,7 @@ class LLM:
 
     def _one(self, sampling: Sampling | None) -> Sampling:
         (each,) = self._samplings(sampling, 1)
-        return each
+        return only_one(each)
 
     def _samplings(self, sampling: Samplings, count: int) -> list[Sampling]:
         return one_for_each(self.default_sampling if sampling is None else sampling, count)
@@ -400,4 +401,6 @@ class LLM:
     def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
         prompt = unpacked(prompt, "a prompt must be text or a list of token ids")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else integers(prompt)
-        return Request(tuple(ids), sampling)
+        return Request(
+            tuple(ids), spelled(sampling, lambda text: self.tokenizer.encode(text, add_special_tokens=False))
+        )

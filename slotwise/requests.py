@@ -7,9 +7,9 @@ tensor or an array of integers is as good as a list of them.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
 from slotwise.engine.request import Completion, Stats
@@ -64,26 +64,55 @@ def one_for_each(sampling: Sampling | Sequence[Sampling], count: int) -> list[Sa
     return found
 
 
-def default_sampling(defaults: GenerationDefaults, folder: Path) -> Sampling:
+def default_sampling(defaults: GenerationDefaults, eos_ids: tuple[int, ...]) -> Sampling:
     """How a checkpoint's generation_config would sample; raises CheckpointError where its values make no sense."""
-    if not defaults.do_sample:
-        return Sampling()
-    values = {
-        "temperature": 1.0 if defaults.temperature is None else defaults.temperature,
-        "top_k": defaults.top_k,
-        "top_p": defaults.top_p,
-        "min_p": defaults.min_p,
-        "repetition_penalty": defaults.repetition_penalty,
-    }
     try:
-        return Sampling(**cast("dict[str, Any]", {name: v for name, v in values.items() if v is not None}))
+        return Sampling(**defaults.suggested(eos_ids))
     except OptionError as error:
-        raise CheckpointError(
-            f"{folder / 'generation_config.json'}: {error}; correct the file, or give a Sampling"
-        ) from error
+        raise CheckpointError(f"{defaults.source}: {error}; correct the file, or give a Sampling") from error
+
+
+def each_completion(asked: Sequence[tuple[Prompt, Sampling]]) -> list[tuple[Prompt, Sampling]]:
+    """A prompt and a sampling for each completion: a prompt that wants n comes n times, each with a seed of its own."""
+    found = []
+    for prompt, sampling in asked:
+        for i in range(sampling.n):
+            seed = None if sampling.seed is None else (sampling.seed + i) % 2**64
+            found.append((prompt, replace(sampling, n=1, seed=seed)))
+    return found
+
+
+def by_prompt(asked: Sequence[tuple[Prompt, Sampling]], completions: Sequence[Completion]) -> list[Completion]:
+    """The reverse: each prompt's first completion, which has its others as `alternatives`."""
+    found, start = [], 0
+    for _, sampling in asked:
+        first, *others = completions[start : start + sampling.n]
+        found.append(replace(first, alternatives=tuple(others)) if others else first)
+        start += sampling.n
+    return found
+
+
+def only_one(sampling: Sampling) -> Sampling:
+    """`sampling` for a stream, which has one completion; raises OptionError for more."""
+    if sampling.n != 1:
+        raise OptionError(f"n: a stream has one completion, found {sampling.n}; use generate, or a stream for each")
+    return sampling
+
+
+def spelled(sampling: Sampling, encode: Callable[[str], Sequence[int]]) -> Sampling:
+    """`sampling` with bad words that are text as token ids: each as it stands, and with a space before it."""
+    if not any(isinstance(word, str) for word in sampling.bad_words):
+        return sampling
+    words: list[Sequence[int]] = []
+    for word in sampling.bad_words:
+        if isinstance(word, str):
+            words += [tuple(encode(text)) for text in (word.strip(), f" {word.strip()}")]
+        else:
+            words.append(word)
+    return replace(sampling, bad_words=words)
 
 
 def refused(error: SlotwiseError, sampling: Sampling) -> Completion:
     """The completion of a request that could not be served."""
-    stats = Stats(0, 0, sampling.max_new_tokens, 0, sampling.seed or 0, 0, 0, 0, 0, 0, 0.0, 0.0, {})
+    stats = Stats(0, 0, sampling.max_new_tokens or 0, 0, sampling.seed or 0, 0, 0, 0, 0, 0, 0.0, 0.0, {})
     return Completion("", (), "error", None, stats, error)

@@ -16,7 +16,7 @@ from slotwise.engine.drafters import Drafting
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
 from slotwise.engine.model_call import cut_by_rows, run_rows
-from slotwise.engine.sampling.adjust import Edits
+from slotwise.engine.sampling.edits import Edits
 from slotwise.engine.sampling.sampler import Sampler
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import DECODE
@@ -157,22 +157,29 @@ class ModelDrafter:
     def _take(self, binding: Binding, places: Ints, rows: FilledRows, drafting: Drafting, score_row: Ints) -> None:
         """Draw the next draft of each sequence at its last row."""
         last = rows.row_start[1:] - 1
+        dead = set()
         for row, i in zip(last.tolist(), places.tolist(), strict=True):
             lane = int(binding.lanes[i])
             if self._lanes.adjusts[lane]:
                 self._sampler.edit(row, self._edits_of(lane, drafting.tokens[i]))
+                if self._sampler.is_dead(row):
+                    dead.add(row)
         # Rows that only catch up are drawn from too, and ignored: one call either way.
         drawn = self._sampler.sample(rows.row_lanes, rows.row_positions + 1, self._kind)
         for row, i in zip(last.tolist(), places.tolist(), strict=True):
-            if not drawn.ok[row]:
-                # Bans alone are never why: if they left none of its ids, the lane's first token was another.
+            # Where bans leave nothing after these drafts, any token is as good a draft: the target will judge.
+            if not drawn.ok[row] and row not in dead:
                 drafting.broken[i] = "the draft model's logits are not finite"
                 continue
-            token = int(drawn.tokens[row])
+            token = int(drawn.tokens[row]) if row not in dead else 0
             drafting.tokens[i].append(token)
             self._lanes.tokens[binding.lanes[i], binding.length[i] + len(drafting.tokens[i]) - 1] = token
             if drafting.scores is not None:
-                drafting.scores[score_row[i], : self._sampler.vocab_size] = self._sampler.scores[row]
+                if row in dead:
+                    drafting.scores[score_row[i]] = -np.inf
+                    drafting.scores[score_row[i], token] = 0
+                else:
+                    drafting.scores[score_row[i], : self._sampler.vocab_size] = self._sampler.scores[row]
 
 
 def _span_of(binding: Binding, places: Ints) -> BoundSpan:

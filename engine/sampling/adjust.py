@@ -1,204 +1,87 @@
-"""Samplers that look at a sequence's history, or at nothing but the token id: penalties, bias, bans.
+"""The edits of one sequence's logits, row by row.
 
-Owns the steps and their merging into sparse edits, at most one a token. What always holds: an edit is a function of
-(token in the prompt?, times in the output) alone, so the edits of a drafted row are those of the sequence in which the
-draft had been committed; asking for them changes nothing, so there is nothing to roll back.
-Every divisor applies before every addend: merging steps is then exact.
+Owns `LogitAdjuster`. What always holds: the edits of a row are a function of the tokens before it (prompt, committed
+output, then drafts), so those of a drafted row are those of the sequence in which its drafts had been committed; asking
+for them changes nothing, so there is nothing to roll back. What counts tokens is kept from row to row, what looks at
+their order is asked anew for each.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from slotwise.engine.sampling import Sampling
-
-
-class Edit(NamedTuple):
-    """One change of one logit: `z = z / divide if z > 0 else z * divide`, then `z += add`."""
-
-    divide: float = 1.0
-    add: float = 0.0
+from slotwise.engine.sampling.contexts import Context, ForcedTokens, context_steps, together
+from slotwise.engine.sampling.edits import Edit, Edits, Ints, merged
+from slotwise.engine.sampling.penalties import Ban, token_steps
+from slotwise.engine.sampling.request import Sampling
 
 
-class Step(Protocol):
-    """A sampler of the kind above. An edit may divide or add; it may come and grow with history, never go away."""
-
-    def fixed_tokens(self) -> Iterable[int]:
-        """Return the token ids that are edited whatever the history."""
-        ...
-
-    def edit(self, token: int, in_prompt: bool, output_count: int) -> Edit | None:
-        """Return the edit of `token`, None where this step does not touch it."""
-        ...
-
-
-@dataclass(frozen=True)
-class RepetitionPenalty:
-    """Makes tokens of prompt and output less likely (Keskar et al. 2019, CTRL), as transformers does."""
-
-    penalty: float
-
-    def fixed_tokens(self) -> Iterable[int]:
-        """No token is edited before it is seen."""
-        return ()
-
-    def edit(self, token: int, in_prompt: bool, output_count: int) -> Edit | None:
-        """Divide a positive logit, multiply a negative one."""
-        return Edit(divide=self.penalty) if in_prompt or output_count else None
-
-
-@dataclass(frozen=True)
-class FrequencyPenalty:
-    """Subtracts `penalty` per occurrence in the output, the prompt left out (OpenAI's definition)."""
-
-    penalty: float
-
-    def fixed_tokens(self) -> Iterable[int]:
-        """No token is edited before it is generated."""
-        return ()
-
-    def edit(self, token: int, in_prompt: bool, output_count: int) -> Edit | None:
-        """Subtract the penalty times the count."""
-        return Edit(add=-self.penalty * output_count) if output_count else None
-
-
-@dataclass(frozen=True)
-class PresencePenalty:
-    """Subtracts `penalty` once from a token that is in the output, the prompt left out (OpenAI's definition)."""
-
-    penalty: float
-
-    def fixed_tokens(self) -> Iterable[int]:
-        """No token is edited before it is generated."""
-        return ()
-
-    def edit(self, token: int, in_prompt: bool, output_count: int) -> Edit | None:
-        """Subtract the penalty."""
-        return Edit(add=-self.penalty) if output_count else None
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Adds a number of the user's to the logits of chosen tokens."""
-
-    bias: Mapping[int, float]
-
-    def fixed_tokens(self) -> Iterable[int]:
-        """Return the biased tokens."""
-        return self.bias
-
-    def edit(self, token: int, in_prompt: bool, output_count: int) -> Edit | None:
-        """Add the token's bias."""
-        return Edit(add=self.bias[token]) if token in self.bias else None
-
-
-@dataclass(frozen=True)
-class Ban:
-    """Makes tokens impossible, whatever other steps say of them."""
-
-    tokens: frozenset[int]
-
-    def fixed_tokens(self) -> Iterable[int]:
-        """Return the banned tokens."""
-        return self.tokens
-
-    def edit(self, token: int, in_prompt: bool, output_count: int) -> Edit | None:
-        """Add minus infinity."""
-        return Edit(add=-math.inf) if token in self.tokens else None
-
-
-def steps_of(sampling: Sampling) -> tuple[Step, ...]:
-    """Return the steps that `sampling` switches on, in the order in which they apply."""
-    steps: list[Step] = []
-    if sampling.repetition_penalty != 1:
-        steps.append(RepetitionPenalty(sampling.repetition_penalty))
-    if sampling.frequency_penalty != 0:
-        steps.append(FrequencyPenalty(sampling.frequency_penalty))
-    if sampling.presence_penalty != 0:
-        steps.append(PresencePenalty(sampling.presence_penalty))
-    if sampling.logit_bias:
-        steps.append(Bias(sampling.logit_bias))
-    if sampling.banned_tokens:
-        steps.append(Ban(frozenset(sampling.banned_tokens)))
-    return tuple(steps)
-
-
-@dataclass(frozen=True, eq=False)
-class Edits:
-    """Merged edits of one row of logits, one a token, by rising token id; the arrays are read-only."""
-
-    tokens: npt.NDArray[np.int64]  # [E]
-    divide: npt.NDArray[np.float32]  # [E]
-    add: npt.NDArray[np.float32]  # [E]
-
-    def __post_init__(self) -> None:
-        for array in (self.tokens, self.divide, self.add):
-            array.flags.writeable = False
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def overlaid(self, other: Edits) -> Edits:
-        """Return these edits with those of `other` put in place or inserted."""
-        if not len(other):
-            return self
-        at = np.searchsorted(self.tokens, other.tokens)
-        known = np.zeros(len(other), dtype=np.bool_)
-        inside = at < len(self)
-        known[inside] = self.tokens[at[inside]] == other.tokens[inside]
-        divide, add = self.divide.copy(), self.add.copy()
-        divide[at[known]], add[at[known]] = other.divide[known], other.add[known]
-        new = ~known
-        return Edits(
-            np.insert(self.tokens, at[new], other.tokens[new]),
-            np.insert(divide, at[new], other.divide[new]),
-            np.insert(add, at[new], other.add[new]),
-        )
+def adjuster_for(
+    sampling: Sampling, prompt_ids: Sequence[int], eos_ids: Iterable[int] = (), budget: int | None = None
+) -> LogitAdjuster | None:
+    """What edits the logits of a sequence; None where nothing that `sampling` asks for does."""
+    return LogitAdjuster(sampling, prompt_ids, eos_ids, budget) if sampling.adjusts_logits else None
 
 
 class LogitAdjuster:
     """The history of one sequence, as the steps see it; committed tokens are all that it keeps.
 
-    `commit` costs time in the number of distinct tokens it is given plus a copy of the edits; so does `edits`.
+    `eos_ids` are the model's ends, `budget` how many tokens may be generated. `commit` costs time in the number of
+    distinct tokens it is given plus a copy of the edits; so does `edits`, and a pass over the history where a step
+    looks at the order of tokens.
     """
 
-    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int]) -> None:
-        self._steps = steps_of(sampling)
+    def __init__(
+        self, sampling: Sampling, prompt_ids: Sequence[int], eos_ids: Iterable[int] = (), budget: int | None = None
+    ) -> None:
+        single = frozenset(ids[0] for ids in sampling.bad_word_ids if len(ids) == 1)
+        self._token_steps = (*token_steps(sampling), *([Ban(single)] if single else []))
+        self._context_steps = context_steps(sampling, sampling.ends(eos_ids))
+        self._forced = ForcedTokens(sampling.forced_bos_token_id, tuple(sampling.forced_eos_token_ids), budget)
+        allowed = sampling.allowed_token_ids
+        self._only: Ints | None = None if allowed is None else np.array(allowed, np.int64)
         self._in_prompt = frozenset(prompt_ids)
+        self._prompt_length = len(prompt_ids)
+        self._known: Ints = np.array(prompt_ids, np.int64)
         self._output_counts: Counter[int] = Counter()
-        fixed = {token for step in self._steps for token in step.fixed_tokens()}
-        self._committed = self._edits_of(fixed | self._in_prompt, self._output_counts)
+        fixed = {token for step in self._token_steps for token in step.fixed_tokens()}
+        self._committed = self._counted(fixed | self._in_prompt, self._output_counts)
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """Add generated tokens to the history, in any number."""
-        self._committed = self.edits(token_ids)
+        self._committed = self._after(token_ids)
         self._output_counts.update(token_ids)
+        self._known = self._followed_by(token_ids)
 
     def edits(self, draft_prefix: Sequence[int] = ()) -> Edits:
         """Return the edits of the row whose history is the committed tokens and then `draft_prefix`."""
-        if not draft_prefix or not self._steps:
-            return self._committed
-        drafted = Counter(draft_prefix)
-        counts = {token: self._output_counts[token] + count for token, count in drafted.items()}
-        return self._committed.overlaid(self._edits_of(counts, counts))
+        found, context = self._after(draft_prefix), Context(self._followed_by(draft_prefix), self._prompt_length)
+        seen = together(edit for step in self._context_steps for edit in step.edits(context))
+        found = found.joined(Edits.of({token: merged(edits) for token, edits in seen.items()}))
+        forced = self._forced.of(context)
+        return replace(found, only=self._only, forced=forced) if forced or self._only is not None else found
 
-    def _edits_of(self, tokens: Iterable[int], output_counts: Mapping[int, int]) -> Edits:
-        ids: list[int] = []
-        divide: list[float] = []
-        add: list[float] = []
-        for token in sorted(tokens):
+    def _followed_by(self, token_ids: Sequence[int]) -> Ints:
+        return np.concatenate([self._known, np.array(token_ids, np.int64)]) if token_ids else self._known
+
+    def _after(self, token_ids: Sequence[int]) -> Edits:
+        """The edits that count tokens, once `token_ids` have come."""
+        if not token_ids or not self._token_steps:
+            return self._committed
+        fresh = Counter(token_ids)
+        counts = {token: self._output_counts[token] + count for token, count in fresh.items()}
+        return self._committed.overlaid(self._counted(counts, counts))
+
+    def _counted(self, tokens: Iterable[int], output_counts: Mapping[int, int]) -> Edits:
+        edits: dict[int, Edit] = {}
+        for token in tokens:
             in_prompt, count = token in self._in_prompt, output_counts.get(token, 0)
-            found = [edit for step in self._steps if (edit := step.edit(token, in_prompt, count)) is not None]
+            found = [edit for step in self._token_steps if (edit := step.edit(token, in_prompt, count)) is not None]
             # A token that some step touches stays listed even where its edits cancel: the list then only grows.
             if found:
-                ids.append(token)
-                divide.append(math.prod(edit.divide for edit in found))
-                add.append(sum(edit.add for edit in found))
-        return Edits(np.array(ids, np.int64), np.array(divide, np.float32), np.array(add, np.float32))
+                edits[token] = merged(found)
+        return Edits.of(edits)

@@ -1,6 +1,6 @@
 """Feeds the sampler's programs: from rows of logits to tokens.
 
-Owns `Sampler`. What always holds: the logits of a row are edited only by its own sequence's penalties, biases and bans,
+Owns `Sampler`. What always holds: the logits of a row are edited only by its own sequence's edits (`adjust.py`),
 and only after anything that wants them raw has taken its copy; each row's noise is keyed by its sequence's seed and its
 token's position, so which rows share a call never matters.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from slotwise.core.errors import SequenceFault
 from slotwise.engine.executor import Executor
 from slotwise.engine.lanes import Ints, Lanes
-from slotwise.engine.sampling.adjust import Edits
+from slotwise.engine.sampling.edits import Edits
 from slotwise.plans.arrays import rows_array
 from slotwise.plans.program import SAMPLER
 from slotwise.plans.sampling import ACCEPT, CHEAPER, FILTER, SAMPLE
@@ -60,16 +60,12 @@ class Sampler:
         return found
 
     def edit(self, row: int, edits: Edits) -> None:
-        """Apply one sequence's edits to the logits of `row`: z / divide if z > 0, else z * divide; then add.
+        """Apply one sequence's edits to the logits of `row`; those of ids that the model lacks change nothing."""
+        edits.apply(self.logits[row])
 
-        Those of ids that the model lacks have nothing to change.
-        """
-        count = int(np.searchsorted(edits.tokens, self.vocab_size))
-        if not count:
-            return
-        logits, tokens, divide, add = self.logits, edits.tokens[:count], edits.divide[:count], edits.add[:count]
-        z = logits[row, tokens]
-        logits[row, tokens] = np.where(z > 0, z / divide, z * divide) + add
+    def is_dead(self, row: int) -> bool:
+        """Whether the logits of `row` leave no token to choose from, though none of them is broken."""
+        return bool(np.isneginf(self.logits[row].max()))
 
     def sample(self, row_lanes: Ints, positions: Ints, kind: str = SAMPLE) -> SampledRows:
         """Draw a token for each of the first rows of the logits; row i is lane `row_lanes[i]`'s, at `positions[i]`.

@@ -31,11 +31,14 @@ PLAN_OPTIONS = (
     "decode_rows",
     "dtype",
     "weights",
-    "memory",
     "preset",
 )
 SAMPLING_OPTIONS = (
     "max_new_tokens",
+    "max_length",
+    "min_new_tokens",
+    "min_length",
+    "n",
     "temperature",
     "top_k",
     "top_p",
@@ -43,11 +46,24 @@ SAMPLING_OPTIONS = (
     "repetition_penalty",
     "frequency_penalty",
     "presence_penalty",
+    "no_repeat_ngram_size",
+    "logit_bias",
+    "sequence_bias",
+    "bad_words",
+    "banned_tokens",
+    "begin_suppress_tokens",
+    "allowed_token_ids",
+    "exponential_decay_length_penalty",
+    "forced_bos_token_id",
+    "forced_eos_token_ids",
     "stop",
     "stop_token_ids",
+    "include_stop",
+    "skip_special_tokens",
     "ignore_eos",
     "seed",
     "logprobs",
+    "prompt_logprobs",
 )
 
 
@@ -55,9 +71,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to plan it."""
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, or ORG/NAME from the cache (see get)")
     group = add_plan_options(parser)
-    group.add_argument(
-        "--plan", metavar="F", help="run exactly this saved plan, which has all options above but --memory in it"
-    )
+    group.add_argument("--plan", metavar="F", help="run exactly this saved plan, which has the options above in it")
     group.add_argument(
         "--threads",
         type=int,
@@ -93,9 +107,6 @@ def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         metavar="W",
         help="how matrices are held: native, or made at load: int8, int4, int4_zp",
     )
-    group.add_argument(
-        "--memory", metavar="M", help="all that may be taken: 24GiB, 512MiB, 24GB, bytes; sets capacity or pages to fit"
-    )
     group.add_argument("--preset", metavar="P", help=f"a TOML file, or one of {', '.join(preset_names())}")
     return group
 
@@ -121,10 +132,65 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--stop-token-ids", type=int, nargs="+", metavar="ID", help="end after one of these, beside the model's own"
     )
     group.add_argument("--ignore-eos", action="store_true", default=None, help="go on past the end-of-text token")
+    group.add_argument("--include-stop", action="store_true", default=None, help="end the text after what stopped it")
+    group.add_argument(
+        "--show-special-tokens", dest="skip_special_tokens", action="store_false", default=None, help="in the text"
+    )
+    group.add_argument("--max-length", type=int, metavar="N", help="most tokens, the prompt's included")
+    group.add_argument("--min-new-tokens", type=int, metavar="N", help="nothing ends the text before it has N tokens")
+    group.add_argument("--min-length", type=int, metavar="N", help="the same, the prompt's tokens included")
+    group.add_argument("--no-repeat-ngram-size", type=int, metavar="N", help="no run of N tokens comes twice")
+    group.add_argument(
+        "--logit-bias", type=_bias, action="append", metavar="ID=X", help="add X to a token's logit (may be repeated)"
+    )
+    group.add_argument(
+        "--sequence-bias",
+        type=_sequence_bias,
+        action="append",
+        metavar="ID,ID=X",
+        help="add X to a token's logit behind others (may be repeated)",
+    )
+    group.add_argument("--bad-words", action="append", metavar="TEXT", help="a word that never comes (may be repeated)")
+    group.add_argument("--banned-tokens", type=int, nargs="+", metavar="ID", help="tokens that never come")
+    group.add_argument(
+        "--begin-suppress-tokens", type=int, nargs="+", metavar="ID", help="tokens that never come first"
+    )
+    group.add_argument("--allowed-token-ids", type=int, nargs="+", metavar="ID", help="the only tokens to choose from")
+    group.add_argument(
+        "--exponential-decay-length-penalty",
+        type=_decay,
+        metavar="START,FACTOR",
+        help="make ends likelier by FACTOR with each token after START",
+    )
+    group.add_argument("--forced-bos-token-id", type=int, metavar="ID", help="the token behind a prompt of one token")
+    group.add_argument(
+        "--forced-eos-token-ids", type=int, nargs="+", metavar="ID", help="the budget's last token is one of these"
+    )
+    group.add_argument(
+        "--ignore-generation-config", action="store_true", help="start from plain greedy, not from the checkpoint's"
+    )
     group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
     group.add_argument(
         "--logprobs", type=int, metavar="N", help="with --json, report log-probabilities and those of the N likeliest"
     )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """`ID=X`."""
+    token, _, number = text.partition("=")
+    return int(token), float(number)
+
+
+def _sequence_bias(text: str) -> tuple[tuple[int, ...], float]:
+    """`ID,ID=X`."""
+    ids, _, number = text.partition("=")
+    return tuple(int(token) for token in ids.split(",")), float(number)
+
+
+def _decay(text: str) -> tuple[int, float]:
+    """`START,FACTOR`."""
+    start, _, factor = text.partition(",")
+    return int(start), float(factor)
 
 
 def load(parsed: argparse.Namespace) -> LLM:
@@ -162,7 +228,11 @@ def parse_backend(text: str) -> BackendChoice:
 
 def sampling_of(parsed: argparse.Namespace, llm: LLM) -> Sampling:
     """The checkpoint's sampling with the given options in place."""
-    given = {name: getattr(parsed, name) for name in SAMPLING_OPTIONS if getattr(parsed, name) is not None}
-    defaults = llm.default_sampling
+    given = {name: value for name in SAMPLING_OPTIONS if (value := getattr(parsed, name, None)) is not None}
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    defaults = Sampling() if parsed.ignore_generation_config else llm.default_sampling
     values = {name: getattr(defaults, name) for name in SAMPLING_OPTIONS}
+    if "max_new_tokens" in given:  # it stands for the checkpoint's limit, whichever that names
+        values["max_length"] = None
     return Sampling(**{**values, **given})

@@ -32,6 +32,10 @@ def add_parser(commands: Any) -> None:
     add_prompt_options(parser)
     add_sampling_options(parser)
     output = parser.add_argument_group("output")
+    output.add_argument("--n", type=int, metavar="N", help="completions of each prompt, with seeds S, S+1, ...")
+    output.add_argument(
+        "--prompt-logprobs", type=int, metavar="N", help="with --json, log-probabilities of the prompt's tokens too"
+    )
     output.add_argument("--json", action="store_true", help="one JSON object a prompt")
     output.add_argument("--stats", action="store_true", help="print speed and acceptance afterwards")
     output.add_argument("--ledger", action="store_true", help="print the last steps and the slot ledger afterwards")
@@ -51,12 +55,13 @@ def run(parsed: argparse.Namespace) -> int:
     sampling = sampling_of(parsed, llm)
     recording = llm.record(parsed.record, tensors=parsed.tensors) if parsed.record else contextlib.nullcontext()
     with recording:
-        if len(prompts) == 1 and not parsed.json:
+        if len(prompts) == 1 and not parsed.json and sampling.n == 1:
             completions = [_stream(llm, prompts[0], sampling)]
         else:
             completions = llm.generate(prompts, sampling)
             for prompt, completion in zip(prompts, completions, strict=True):
-                print(json.dumps(as_json(prompt, completion)) if parsed.json else f"{prompt}{completion.text}\n")
+                for each in (completion, *completion.alternatives):
+                    print(json.dumps(as_json(prompt, each)) if parsed.json else f"{prompt}{each.text}\n")
     if parsed.record:
         print(f"recorded in {parsed.record}", file=sys.stderr)
     for number, completion in enumerate(completions, 1):
@@ -117,6 +122,9 @@ def as_json(prompt: str, completion: Completion) -> dict[str, Any]:
         "finish_reason": completion.finish_reason,
         "error": None if completion.error is None else str(completion.error),
         "logprobs": None if completion.logprobs is None else [_logprobs(each) for each in completion.logprobs],
+        "prompt_logprobs": None
+        if completion.prompt_logprobs is None
+        else [None if each is None else _logprobs(each) for each in completion.prompt_logprobs],
         "stats": {
             **{field.name: getattr(stats, field.name) for field in fields(stats)},
             "slots": dict(stats.slots),
@@ -128,8 +136,19 @@ def as_json(prompt: str, completion: Completion) -> dict[str, Any]:
 
 
 def _logprobs(each: TokenLogprobs) -> dict[str, Any]:
-    top = [{"token_id": token, "logprob": _finite(logprob)} for token, logprob in each.top.items()]
-    return {"token_id": each.token_id, "logprob": _finite(each.logprob), "top": top}
+    spoken = each.top_bytes or {}
+    top = [_token(token, logprob, spoken.get(token)) for token, logprob in each.top.items()]
+    return {**_token(each.token_id, each.logprob, each.bytes), "rank": each.rank, "top": top}
+
+
+def _token(token_id: int, logprob: float, said: bytes | None) -> dict[str, Any]:
+    """A token with its log-probability; `bytes` are numbers, for a part of a character is no text."""
+    return {
+        "token_id": token_id,
+        "logprob": _finite(logprob),
+        "text": None if said is None else said.decode(errors="replace"),
+        "bytes": None if said is None else list(said),
+    }
 
 
 def _finite(value: float) -> float | None:

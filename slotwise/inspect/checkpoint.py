@@ -134,7 +134,9 @@ def _templates(checkpoint: Checkpoint) -> Lines:
 
 
 def _generation(checkpoint: Checkpoint) -> Lines:
-    sampling = default_sampling(GenerationDefaults.load(checkpoint.folder), checkpoint.folder)
+    sampling = default_sampling(
+        GenerationDefaults.load(checkpoint.folder), tuple(end.id for end in checkpoint.tokenizer.special_tokens.ends)
+    )
     plain = Sampling()
     changed = [each.name for each in fields(Sampling) if getattr(sampling, each.name) != getattr(plain, each.name)]
     for name in changed:

@@ -17,7 +17,6 @@ from slotwise.core.ops.sampling import filter_logits
 from slotwise.core.specs import DType
 from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
-from slotwise.engine.sampling.adjust import LogitAdjuster
 from slotwise.engine.score import score
 
 NEAR = {DType.F64: 2.0**-45, DType.F32: 2.0**-16, DType.F16: 2.0**-10, DType.BF16: 2.0**-7}
@@ -68,19 +67,14 @@ def scores_at(engine: Engine, request: Request, seed: int, tokens: Sequence[int]
     known = [*request.prompt_ids, *tokens]
     logits = score(engine, known)[-1:].clone()
     sampling = request.sampling
-    if sampling.adjusts_logits:
-        adjuster = LogitAdjuster(sampling, request.prompt_ids)
-        adjuster.commit(list(tokens))
-        edits = adjuster.edits()
-        if len(edits):
-            row = logits[0].numpy()
-            z = row[edits.tokens]
-            row[edits.tokens] = (z / edits.divide) * (z > 0) + (z * edits.divide) * (z <= 0) + edits.add
+    adjuster = engine.adjuster_for(request)
+    if adjuster is not None:
+        adjuster.edits(list(tokens)).apply(logits[0].numpy())
     if sampling.temperature == 0:
         return logits[0].double()
     controls = (
         torch.tensor([sampling.temperature]),
-        torch.tensor([min(sampling.top_k, 2**31 - 1)], dtype=torch.int32),
+        torch.tensor([sampling.top_k], dtype=torch.int32),
         torch.tensor([sampling.top_p]),
         torch.tensor([sampling.min_p]),
     )

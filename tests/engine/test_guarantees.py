@@ -83,8 +83,20 @@ def samplings(draw: st.DrawFn, vocab: int) -> dict[str, Any]:
         "logit_bias": st.dictionaries(tokens, st.sampled_from([-3.0, 2.5]), min_size=1, max_size=3),
         "banned_tokens": st.lists(tokens, min_size=1, max_size=3),
         "stop_token_ids": st.lists(tokens, min_size=1, max_size=2),
+        "min_new_tokens": st.integers(1, 6),
+        "min_length": st.integers(1, CAPACITY),
+        "max_length": st.integers(1, CAPACITY),
+        "no_repeat_ngram_size": st.integers(1, 3),
+        "sequence_bias": st.dictionaries(st.tuples(tokens, tokens), st.sampled_from([-4.0, 4.0]), min_size=1),
+        "bad_words": st.lists(st.lists(tokens, min_size=1, max_size=3), min_size=1, max_size=9),
+        "begin_suppress_tokens": st.lists(tokens, min_size=1, max_size=3),
+        "allowed_token_ids": st.lists(tokens, min_size=4, max_size=9, unique=True),
+        "exponential_decay_length_penalty": st.sampled_from([(0, 1.5), (3, 1.1), (1, 0.5)]),
+        "forced_bos_token_id": tokens,
+        "forced_eos_token_ids": st.lists(tokens, min_size=1, max_size=2),
+        "prompt_logprobs": st.sampled_from([0, 2]),
     }
-    for name in draw(st.sets(st.sampled_from(sorted(choices)), max_size=3)):
+    for name in draw(st.sets(st.sampled_from(sorted(choices)), max_size=4)):
         found[name] = draw(choices[name])
     return found
 
@@ -163,8 +175,18 @@ def assert_exact_counts(completion: Completion, one: Request) -> None:
     stats = completion.stats
     assert stats.new_tokens == len(completion.token_ids)
     assert stats.prompt_tokens == len(one.prompt_ids)
-    assert stats.granted == min(one.sampling.max_new_tokens, CAPACITY - len(one.prompt_ids))
-    assert stats.clamped == (stats.granted < one.sampling.max_new_tokens)
+    asked = one.sampling.max_new_tokens or CAPACITY
+    if one.sampling.max_length is not None:
+        asked = min(asked, max(one.sampling.max_length - len(one.prompt_ids), 0))
+    assert stats.granted == min(asked, CAPACITY - len(one.prompt_ids))
+    assert stats.clamped == (stats.granted < asked)
+    if not stats.granted:
+        assert (stats.new_tokens, stats.verifications, completion.finish_reason) == (0, 0, "length")
+        return
+    if completion.error is not None:
+        # Bans that grow with the sequence may leave nothing to choose from.
+        assert "no token left to choose from" in str(completion.error)
+        return
     if completion.finish_reason == "length":
         assert stats.new_tokens == stats.granted
     else:
@@ -190,8 +212,8 @@ def check(world: World) -> list[Sequence]:
     for one, sequence in zip(world.requests, sequences, strict=True):
         completion = sequence.completion()
         expected = alone(world.target(), one, capacity=CAPACITY, prefill_chunk=options["prefill_chunk"])
-        assert completion.error is None
         assert outcome(completion) == outcome(expected)
+        assert str(completion.error) == str(expected.error)
         assert_exact_counts(completion, one)
     return sequences
 

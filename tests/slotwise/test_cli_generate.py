@@ -69,13 +69,19 @@ def test_json_is_one_object_a_line(run: Run, stories: Path, llm: LLM) -> None:
 
 def test_json_has_no_number_that_json_does_not_know(llm: LLM) -> None:
     completion = llm.generate(STORY, Sampling(max_new_tokens=1, logprobs=1))
-    odd = TokenLogprobs(3, float("-inf"), {3: float("-inf"), 4: float("nan")})
+    odd = TokenLogprobs(3, float("-inf"), 2, {3: float("-inf"), 4: float("nan")}, b"\xe2", {3: b"\xe2", 4: b"a"})
     object.__setattr__(completion, "logprobs", (odd,))
     (found,) = json.loads(json.dumps(as_json(STORY, completion), allow_nan=False))["logprobs"]
     assert found == {
         "token_id": 3,
         "logprob": None,
-        "top": [{"token_id": 3, "logprob": None}, {"token_id": 4, "logprob": None}],
+        "rank": 2,
+        "text": "\ufffd",
+        "bytes": [0xE2],
+        "top": [
+            {"token_id": 3, "logprob": None, "text": "\ufffd", "bytes": [0xE2]},
+            {"token_id": 4, "logprob": None, "text": "a", "bytes": [0x61]},
+        ],
     }
 
 

@@ -191,9 +191,9 @@ def test_the_checkpoint_says_how_to_sample(random_checkpoint: Path, llm: LLM) ->
 def test_sampling_that_the_checkpoint_suggests_in_vain_is_named(random_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(random_checkpoint, folder)
-    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 5000}')
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": -5000}')
     llm = LLM(folder, threads=1)
-    with pytest.raises(CheckpointError, match=r"generation_config.json: temperature.*5000.*give a Sampling"):
+    with pytest.raises(CheckpointError, match=r"generation_config.json: temperature.*-5000.*give a Sampling"):
         llm.generate("w1")
     assert len(llm.generate("w1", Sampling(max_new_tokens=3)).token_ids) == 3
 
@@ -295,3 +295,63 @@ def test_a_number_of_steps_that_makes_no_sense_is_refused(llm: LLM, steps: objec
     with pytest.raises(OptionError, match="steps must be an integer of 0 or more"):
         llm.ledger(steps)  # type: ignore[arg-type]
     assert "step " not in llm.ledger(0)
+
+
+def test_n_completions_are_those_of_their_seeds(llm: LLM) -> None:
+    sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=2**64 - 1, n=3)
+    found = llm.generate(STORY, sampling)
+    alone = [llm.generate(STORY, replace(sampling, n=1, seed=seed)) for seed in (2**64 - 1, 0, 1)]
+    completions = [found, *found.alternatives]
+    assert [each.token_ids for each in completions] == [each.token_ids for each in alone]
+    assert [each.stats.seed for each in completions] == [2**64 - 1, 0, 1]
+    several = llm.generate([STORY, STORY], [sampling, replace(sampling, n=1)])
+    assert [len(each.alternatives) for each in several] == [2, 0]
+    with pytest.raises(OptionError, match="n: a stream has one completion"):
+        llm.stream(STORY, sampling)
+
+
+def test_seeds_that_are_drawn_are_whole_numbers_in_json(llm: LLM) -> None:
+    seeds = [llm.generate(STORY, Sampling(max_new_tokens=1)).stats.seed for _ in range(4)]
+    assert all(0 <= seed < 2**53 for seed in seeds)
+    assert len(set(seeds)) > 1
+
+
+def test_bad_words_never_come_with_or_without_a_space(llm: LLM) -> None:
+    plain = llm.generate(STORY, Sampling(max_new_tokens=40))
+    word = max(plain.text.split(), key=len)
+    bare = llm.generate(STORY, Sampling(max_new_tokens=40, bad_words=[word])).text
+    assert f" {word}" in plain.text
+    assert f" {word}" not in bare
+
+
+def test_log_probabilities_of_the_prompt_are_those_of_its_logits(llm: LLM) -> None:
+    ids = llm.tokenizer.encode(STORY)
+    found = llm.generate(STORY, Sampling(max_new_tokens=2, prompt_logprobs=2, logprobs=2))
+    expected = llm.logits(ids).double().log_softmax(-1)
+    assert found.prompt_logprobs is not None
+    assert found.prompt_logprobs[0] is None
+    entries = [each for each in found.prompt_logprobs[1:] if each is not None]
+    assert [each.token_id for each in entries] == ids[1:]
+    for row, each in zip(expected, entries, strict=False):
+        assert each.logprob == pytest.approx(float(row[each.token_id]), abs=1e-9)
+        assert each.rank == 1 + int((row > row[each.token_id]).sum())
+        assert list(each.top) == row.topk(2).indices.tolist()
+    assert b"".join(each.bytes or b"" for each in entries).decode().strip() in STORY
+    assert found.token_ids == llm.generate(STORY, Sampling(max_new_tokens=2)).token_ids
+
+
+def test_the_text_may_end_after_what_stopped_it(llm: LLM) -> None:
+    plain = llm.generate(STORY, Sampling(max_new_tokens=20)).text
+    stop = plain[5:9]
+    cut = plain.index(stop)
+    assert llm.generate(STORY, Sampling(max_new_tokens=20, stop=stop)).text == plain[:cut]
+    assert llm.generate(STORY, Sampling(max_new_tokens=20, stop=stop, include_stop=True)).text == plain[: cut + 4]
+
+
+def test_nothing_ends_a_text_before_its_least_length(llm: LLM) -> None:
+    plain = llm.generate(STORY, Sampling(max_new_tokens=20))
+    early = plain.token_ids[2]
+    assert llm.generate(STORY, Sampling(max_new_tokens=20, stop_token_ids=[early])).stats.new_tokens <= 3
+    later = llm.generate(STORY, Sampling(max_new_tokens=20, stop_token_ids=[early], min_new_tokens=9))
+    assert early not in later.token_ids[:9]
+    assert later.stats.new_tokens > 9
