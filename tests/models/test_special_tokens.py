@@ -161,3 +161,18 @@ def test_several_ends_of_one_name_are_all_ends(tmp_path: Path) -> None:
     assert tokens.variables["eos_token"] == "<|end|>"
     assert [end.id for end in tokens.ends] == [2, FREE]
     assert tokens.special["<turn>"] == FREE
+
+
+@pytest.mark.parametrize(
+    "place", ["special in the config alone", "special in tokenizer.json alone", "a name with flags"]
+)
+def test_what_decoding_leaves_out_is_what_the_record_calls_special(tmp_path: Path, place: str) -> None:
+    config, files, added = PLACES[place]
+    tokenizer = Tokenizer.load(checkpoint(tmp_path, {**PLAIN, **config}, files, added))
+    assert tokenizer.special_tokens.special["<hid>"] == FREE
+    assert tokenizer.decode([FREE]) == ""
+
+
+def test_a_named_token_is_special_even_where_its_own_flag_denies_it(tmp_path: Path) -> None:
+    tokens = record(checkpoint(tmp_path, {**PLAIN, "pad_token": {"content": "<hid>", "special": False}}))
+    assert tokens.special["<hid>"] == tokens.id_of("pad_token") == FREE
