@@ -32,6 +32,12 @@ def test_the_table_has_every_field_that_transformers_has() -> None:
     assert all(field.note for field in FIELDS.values())
 
 
+def test_docs_have_every_field_with_what_becomes_of_it() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+    for name, field in FIELDS.items():
+        assert f"| `{name}` | {field.note}" in page
+
+
 def test_where_the_file_is_silent_transformers_decides() -> None:
     assert GenerationConfig._get_default_generation_params()["top_k"] == SILENT_TOP_K
 
