@@ -1,6 +1,6 @@
 """Quantised weights: the schemes, the layout of their codes, and how a weight becomes codes, scales and offsets.
 
-Owns `GROUP`, `SCHEMES`, `quantise` and `dequantise`. What always holds: a group is 32 consecutive elements of one row;
+Owns `GROUP`, `SCHEMES`, `quantise`, `dequantise`. What always holds: a group is 32 consecutive elements of one row;
 codes are computed against the scale and offset as they are stored, rounded to float16; a weight is worked on some rows
 at a time, so the memory that it takes beside the result is bounded; a weight that cannot be held is an error that
 names it, never infinity or NaN.
@@ -94,6 +94,14 @@ def quantise(weight: torch.Tensor, scheme: str, *, name: str = "the weight") -> 
         codes = codes.view(-1, columns)
         made["codes"][start : start + step] = codes if found.bits == 8 else pack(codes)
     return made["codes"], made["scale"], made.get("offset")
+
+
+def working_bytes(elements: int) -> int:
+    """Bytes that `quantise` takes at most, beside its result, for a weight of so many elements.
+
+    A float32 copy, codes before they are packed, spans and scales, of one chunk: 8.4 bytes an element were measured.
+    """
+    return 10 * min(elements, _CHUNK)
 
 
 def dequantise(

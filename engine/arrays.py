@@ -1,6 +1,6 @@
 """The engine's arrays, where kernels may live in another memory than the engine.
 
-Owns `Arrays`, `Parcel`, `lay_out` and `memory_of`. What always holds: `arrays[name]` is host memory that may be read
+Owns `Arrays`, `Parcel` and `lay_out`. What always holds: `arrays[name]` is host memory that may be read
 and written; what the host may have changed since is in the kernels' memory before a program that reads it runs, and
 what a program wrote is fetched when it is asked for, and not before. On a CPU both are one memory and nothing is
 copied. Short arrays lie in two blocks, what programs are given and what they give, each copied as one. A step that runs
@@ -16,10 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slotwise.core.backend import load_backend
-from slotwise.core.errors import PlanError
 from slotwise.core.specs import DType, TensorSpec
-from slotwise.plans.plan import Plan
 
 _ALIGNMENT = 256
 
@@ -180,15 +177,3 @@ class Arrays(Mapping[str, npt.NDArray[np.generic]]):
 
 def _mirror(buffer: torch.Tensor) -> torch.Tensor:
     return torch.zeros(buffer.shape, dtype=buffer.dtype, pin_memory=buffer.is_cuda)
-
-
-def memory_of(plan: Plan) -> torch.device:
-    """Where the plan's kernels need their tensors; raises PlanError when they do not agree."""
-    chosen = {node.selection.backend for p in plan.programs for node in p.graph.nodes if node.selection is not None}
-    found = {name: load_backend(name).device for name in sorted(chosen)}
-    if len(set(found.values())) > 1:
-        places = ", ".join(f"{name} on {device}" for name, device in found.items())
-        raise PlanError(
-            f"kernels of one plan must share a memory, but this plan mixes {places}; choose backends of one"
-        )
-    return torch.device(next(iter(found.values()), "cpu"))

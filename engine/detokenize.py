@@ -83,6 +83,11 @@ class TokenPieces:
         """The same, with special tokens shown."""
         return TokenPieces(self._backend, skip_special_tokens=False) if self._skips else self
 
+    def shown(self, token_id: int) -> str:
+        """Return what a person should see of a token by itself: its text, or a special token's name."""
+        special = next((text for text, number in self.silent.items() if number == token_id), None)
+        return special or self.continuing(token_id).decode("utf-8", self.utf8_errors)
+
     def continuing(self, token_id: int) -> bytes:
         """Return the bytes that a token adds after other text, a leading space of its own included."""
         piece = self._cache.get(token_id)

@@ -102,6 +102,11 @@ class Engine:
         self._overlap = Overlap(self.executor, self.lanes, self.ledger, self.sampler)
         self._flight: Flight | None = None
 
+    @property
+    def pieces(self) -> TokenPieces | None:
+        """What makes text of tokens; None where nothing does."""
+        return self._pieces
+
     def add(self, request: Request) -> Sequence:
         """Queue a request; raises RequestError, and changes nothing, when it cannot be served at all."""
         vocabulary = self.plan.target.vocab_size

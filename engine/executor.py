@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ from slotwise.core.backend import Launch, TimedLaunch, load_backend
 from slotwise.core.errors import PlanError
 from slotwise.core.graph import Node, Value
 from slotwise.core.model import WeightSource
-from slotwise.core.specs import DType, TensorSpec
-from slotwise.engine.arrays import Arrays, Parcel, lay_out, memory_of
+from slotwise.engine.arrays import Arrays, Parcel, lay_out
 from slotwise.engine.calls import BoundCall, Conductor
 from slotwise.engine.loops import BoundProgram, Loops, TensorOf
 from slotwise.engine.memory import Shelf, memory_on
@@ -33,9 +31,9 @@ from slotwise.engine.weights import Progress, load_weights
 from slotwise.plans.arrays import input_array, output_arrays
 from slotwise.plans.checks.overlap import why_no_overlap
 from slotwise.plans.loop import DraftLoop, round_buffer
+from slotwise.plans.memory import FOLLOWS, Budget, arrays_of, device_of, refuse_beyond
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import PREFILL, SAMPLER, Program
-from slotwise.plans.show import size
 from slotwise.slots.rows import RowInputs
 from slotwise.slots.step import DRAFT
 
@@ -45,9 +43,6 @@ order, when timing is on. With the kernel "", the seconds are those that a chain
 
 Key = tuple[str, str, int]
 """A program: role, kind, rows."""
-
-FOLLOWS = "follows"
-"""The array that says, for each row of a step, which row of the step before sampled its token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +75,15 @@ class Executor:
         self.plan = plan
         self._backends = {name: load_backend(name) for name in plan.backends}
         self._threads = threads
-        device = memory_of(plan)
-        check_memory(plan, device)
+        place = device_of(plan)
+        refuse_beyond(plan, Budget.here(place), overlap=bool(overlap))
+        device = torch.device(place)
         written = {name for program in plan.programs for name in self._outputs(program)}
         on_device = device.type != "cpu"
         self.stream: Stream | None = None
         if overlap is not False and (overlap or on_device) and why_no_overlap(plan) is None:
             self.stream = DeviceStream() if on_device else ThreadStream()
-        follows = (FOLLOWS, TensorSpec(DType.I32, (plan.options.decode_rows,)))
-        layout = lay_out([*plan.buffers, follows], written | {round_buffer(name) for name in written}, device)
+        layout = lay_out(arrays_of(plan), written | {round_buffer(name) for name in written}, device)
         self.buffers = layout.buffers
         self.arrays = Arrays(layout, separate=on_device or self.stream is not None)
         self.arena = memory_on(device, plan.arena_bytes)
@@ -360,28 +355,6 @@ def _tell_bound(kinds: dict[tuple[object, ...], bool], progress: Progress, node:
         kinds[kind] = True
         if all(kinds.values()):
             progress("preparing kernels", len(kinds), len(kinds))
-
-
-def check_memory(plan: Plan, device: torch.device | None = None) -> None:
-    """Raise PlanError, with the numbers, when the plan needs more memory than this machine, or the GPU has free."""
-    if device is not None and device.type == "cuda":
-        present, where = torch.cuda.mem_get_info(device)[0], f"{torch.cuda.get_device_name(device)} has free"
-    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        present, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine has"
-    else:
-        return
-    if plan.total_bytes <= present:
-        return
-    fixed = plan.total_bytes - sum(role.cache_bytes for role in plan.roles)
-    a_page = sum(role.cache_bytes // (role.pages + 1) for role in plan.roles)
-    pages = max(0, (present - fixed) // a_page - 1)
-    capacity = pages // plan.options.max_sequences * plan.target.page_size
-    raise PlanError(
-        f"the plan needs {size(plan.total_bytes)}, {where} {size(present)}: weights, arena and arrays take "
-        f"{size(fixed)}, a page of every role {size(a_page)}, and {plan.target.pages} pages are planned; at most "
-        f"{pages} fit, a capacity of {capacity} for each of {plan.options.max_sequences} sequences: set pages={pages} "
-        "or less, lower capacity or max_sequences, or use a smaller dtype"
-    )
 
 
 def _int32(arrays: Arrays, name: str) -> npt.NDArray[np.int32]:

@@ -1,7 +1,8 @@
 """From model graphs and options to a plan.
 
-Owns `compile_plan`, the order of passes and the choice of row buckets. What always holds: the graph is checked after
-every pass, and the finished plan is verified before it is returned; the result depends on the arguments alone.
+Owns `compile_plan`, `unverified_plan`, the order of passes and the choice of row buckets. What always holds: the graph
+is checked after every pass, and a finished plan is verified before it is returned; the result depends on the arguments
+alone.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from slotwise.plans.passes.select_kernels import SelectKernels
 from slotwise.plans.passes.specialise import Specialise
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import DECODE, PREFILL, SAMPLER, Program, RolePlan
+from slotwise.plans.record import PlanRecord
 from slotwise.plans.sampling import sampler_graphs
 from slotwise.slots.step import DRAFT, TARGET, decode_step, prefill_step
 
@@ -89,9 +91,38 @@ def compile_plan(
     `identities` name the checkpoints, by role. Raises BackendError for an unknown backend,
     KernelSelectionError for an op that none can run, PlanError when the roles or options do not fit each other.
     """
-    options = options or PlanOptions()
-    identities = identities or {}
-    watch = observe or (lambda *_: None)
+    plan = _compile(target, draft, options or PlanOptions(), identities or {}, observe or (lambda *_: None), _every)
+    plan.verify()
+    return plan
+
+
+def unverified_plan(
+    target: ModelSpec, *, draft: ModelSpec | str | None = None, options: PlanOptions, outline: bool
+) -> PlanRecord:
+    """What `compile_plan` makes, to be looked at and not run; an `outline` has of each kind the largest program alone.
+
+    An outline takes a tenth of the work, no more memory than the plan, and nearly as much. Raises as `compile_plan`.
+    """
+    return _compile(target, draft, options, {}, lambda *_: None, _largest if outline else _every)
+
+
+def _every(buckets: tuple[int, ...]) -> tuple[int, ...]:
+    return buckets
+
+
+def _largest(buckets: tuple[int, ...]) -> tuple[int, ...]:
+    return buckets[-1:]
+
+
+def _compile(
+    target: ModelSpec,
+    draft: ModelSpec | str | None,
+    options: PlanOptions,
+    identities: Mapping[str, Identity],
+    watch: AfterPass,
+    chosen: Callable[[tuple[int, ...]], tuple[int, ...]],
+) -> Plan:
+    """The plan, unverified, with a program for each of the buckets that are `chosen`."""
     backends = {name: load_backend(name) for name in options.backend_names}
     for backend in backends.values():
         reason = backend.unavailable()
@@ -120,13 +151,13 @@ def compile_plan(
             graph = _run(model.graph, symbolic_passes(options, backends), role, watch)
         except PlanError as error:
             raise PlanError(f"{role} {model.name}: {error}") from error
-        made = _model_programs(roles[role], graph, options, backends, watch)
+        made = _model_programs(roles[role], graph, options, backends, watch, chosen)
         parameters = {p.value.name: p for program in made for p in program.graph.parameters}
         roles[role] = replace(roles[role], parameters=tuple(parameters.values()))
         programs += made
     graphs = sampler_graphs(target.vocab_size, options.acceptance, kind != "none", draft_vocab)
     for sampler_kind, graph in graphs.items():
-        for rows in _decode_buckets(options):
+        for rows in chosen(_decode_buckets(options)):
             sizes = {"R": rows, "B": rows, "T": rows}
             programs.append(_program(SAMPLER, sampler_kind, rows, graph, options, backends, sizes, rows, watch))
     steps = [decode_step(kind, options.acceptance), *(prefill_step(role) for role in roles)]
@@ -136,9 +167,7 @@ def compile_plan(
         loops = draft_loops(options, _decode_buckets(options), draft_vocab < target.vocab_size)
         scores = rows_array("scores", draft_vocab, target.vocab_size)
         buffers += [*round_buffers(loops, options.acceptance, scores, draft_vocab)]
-    plan = Plan(options, kind, tuple(roles.values()), tuple(programs), tuple(steps), tuple(sorted(buffers)), loops)
-    plan.verify()
-    return plan
+    return Plan(options, kind, tuple(roles.values()), tuple(programs), tuple(steps), tuple(sorted(buffers)), loops)
 
 
 def _settle(options: PlanOptions, target: ModelSpec) -> PlanOptions:
@@ -197,15 +226,20 @@ def _prefill_buckets(options: PlanOptions) -> tuple[int, ...]:
 
 
 def _model_programs(
-    role: RolePlan, graph: Graph, options: PlanOptions, backends: Mapping[str, Backend], watch: AfterPass
+    role: RolePlan,
+    graph: Graph,
+    options: PlanOptions,
+    backends: Mapping[str, Backend],
+    watch: AfterPass,
+    chosen: Callable[[tuple[int, ...]], tuple[int, ...]],
 ) -> list[Program]:
     columns = -(-role.capacity // role.page_size)
     shared = {"P": columns, "S": role.slots, "M": role.positions}
     programs = []
-    for rows in _decode_buckets(options):
+    for rows in chosen(_decode_buckets(options)):
         sizes = {**shared, "T": rows, "B": rows, "R": rows}
         programs.append(_program(role.role, DECODE, rows, graph, options, backends, sizes, rows, watch))
-    for rows in _prefill_buckets(options):
+    for rows in chosen(_prefill_buckets(options)):
         sizes = {**shared, "T": rows, "B": rows, "R": 1}
         programs.append(_program(role.role, PREFILL, rows, graph, options, backends, sizes, None, watch))
     return programs

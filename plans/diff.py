@@ -11,9 +11,10 @@ from dataclasses import fields
 
 from slotwise.core.graph import Parameter
 from slotwise.core.layouts import ROWS
+from slotwise.core.sizes import size
 from slotwise.plans.program import Program, RolePlan
 from slotwise.plans.record import PlanRecord
-from slotwise.plans.show import loop_table, size
+from slotwise.plans.show import loop_table
 
 
 def diff_plans(left: PlanRecord, right: PlanRecord) -> str:

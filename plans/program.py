@@ -100,7 +100,11 @@ class RolePlan:
     @property
     def cache_bytes(self) -> int:
         """Bytes of all states of all layers."""
-        return self.slots * self.slot_bytes
+        return sum(self.group_bytes(group) for group in self.groups)
+
+    def group_bytes(self, group: StateGroup) -> int:
+        """Bytes of all entries of one of `groups`."""
+        return self.slots * group.nbytes
 
     @property
     def slot_bytes(self) -> int:

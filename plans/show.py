@@ -11,20 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from slotwise.core.printer import format_node
+from slotwise.core.sizes import size
 from slotwise.plans.checks.overlap import why_no_overlap
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.program import Program, RolePlan
 from slotwise.plans.record import PlanRecord
-
-
-def size(nbytes: int) -> str:
-    """Bytes as people write them: `5.4 MiB`."""
-    amount = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.2f} GiB"
 
 
 def show_plan(plan: PlanRecord, *, programs: bool = False) -> str:

@@ -56,6 +56,11 @@ class RoleLedger:
         self._prefix_node: dict[int, int] = {}
         self._published: dict[int, int] = {}
 
+    @staticmethod
+    def table_bytes(lanes: int, capacity: int, page_size: int, pages: int) -> int:
+        """Bytes of the tables: marks and pages of each lane, and the pool's; names of cached prefixes come on top."""
+        return lanes * (4 * 8 + 1 + 4 * -(-capacity // page_size)) + PagePool.table_bytes(pages)
+
     def open(self, lane: int, prefix: Sequence[int] = ()) -> None:
         """Start an account for `lane`, holding the shared pages `prefix` (from `pool.find_prefix`), all committed."""
         if self.is_open[lane]:

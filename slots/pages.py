@@ -60,6 +60,11 @@ class PagePool:
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._withdrawn: set[int] = set()
 
+    @staticmethod
+    def table_bytes(pages: int) -> int:
+        """Bytes of a pool's arrays and of its list of free pages, an object of 32 bytes for each."""
+        return 3 * 8 * (pages + 1) + (8 + 32) * pages
+
     @property
     def available(self) -> int:
         """Pages that can be given out now: free ones, and cached ones that can be evicted."""

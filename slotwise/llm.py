@@ -35,11 +35,15 @@ from slotwise.planning import (
     check_path,
     check_saved,
     choose,
-    compile_for,
     load_draft,
+    memory_here,
     plan_model,
+    plan_within,
+    subject_of,
 )
 from slotwise.plans.compile import AfterPass
+from slotwise.plans.fit import refuse
+from slotwise.plans.memory import Budget
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
 from slotwise.progress import news_for, progress_for
@@ -77,8 +81,11 @@ class LLM:
     `speculate` is the greatest draft width; `acceptance` `"coupled"` (the output does not depend on the drafter) or
     `"rejection"`; `adaptive` whether widths follow what was accepted lately. These three are refused without a drafter,
     but for `speculate=0`. A `preset` gives values for those left out; what it says of drafts waits for a drafter.
+    `memory` is how much all of it may take where kernels run, `"24GiB"` or bytes. What is left out of capacity and
+    pages then follows from it: no capacity, the largest at which `max_sequences` full sequences fit; a capacity and no
+    pages, as many pages as fit. What does not fit there, or here, is refused before a weight is read, with what would.
     `plan`, a saved plan or its file, stands for all of these: its options are taken, and any difference between it and
-    what this version makes of these checkpoints is an error.
+    what this version makes of these checkpoints is an error. `memory` beside it is checked and changes nothing.
     `threads` is how many threads compute, PyTorch's for the whole process included (default: one for each core; 1 is
     best for tiny models). `overlap` says whether a step without drafts may be launched before the tokens of the one
     before it are read: None where kernels run beside Python by nature, on a GPU; True on a CPU too, by one more thread;
@@ -108,6 +115,7 @@ class LLM:
         share_prefixes: bool | None = None,
         dtype: str | DType | None = None,
         weights: str | None = None,
+        memory: int | str | None = None,
         preset: str | Path | None = None,
         plan: Plan | str | Path | None = None,
         threads: int | None = None,
@@ -137,8 +145,10 @@ class LLM:
         }
         given = {name: value for name, value in given.items() if value is not None}
         check_path("model", model, "a checkpoint folder")
+        asked = None if memory is None else Budget.given(memory)
         choice = choose(given, draft=draft, preset=preset, plan=plan)
-        options, draft, saved, self._named = choice.options, choice.draft, choice.saved, choice.named
+        options, draft, saved = choice.options, choice.draft, choice.saved
+        self._named = {**choice.named, "memory": memory}
         loaded = load_model(model, options.dtype)
         self._folder = loaded.checkpoint.folder
         self._vocab_size = loaded.spec.vocab_size
@@ -149,7 +159,11 @@ class LLM:
         drafter = load_draft(draft, loaded, self.tokenizer, options.dtype)
         if saved is not None:
             check_saved(saved, loaded, drafter)
-        self._plan = saved or compile_for(loaded, drafter, options, debug.pass_observer())
+        here, ahead = memory_here(options), bool(overlap)
+        budget = min((each for each in (asked, here) if each), key=lambda each: each.nbytes) if asked else None
+        self._plan = saved or plan_within(loaded, drafter, options, budget, debug.pass_observer(), overlap=ahead)
+        for each in (asked, here):
+            refuse(subject_of(loaded, drafter, overlap=ahead), self._plan, each)
         sources = {TARGET: loaded.weights}
         if isinstance(drafter, LoadedModel):
             sources[DRAFT] = drafter.weights

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slotwise.core.backend import default_backend
+from slotwise.core.backend import default_backend, load_backend
 from slotwise.core.errors import CheckpointError, OptionError, PlanError
 from slotwise.core.specs import DType
 from slotwise.models.load import LoadedModel, load_model
 from slotwise.models.tokenizer import Tokenizer, vocabulary_mismatch
 from slotwise.plans.compile import AfterPass, Identity, compile_plan
+from slotwise.plans.fit import Subject, fit
+from slotwise.plans.memory import Budget
 from slotwise.plans.options import PlanOptions, parse_preference
 from slotwise.plans.plan import Plan
 from slotwise.plans.presets import apply_preset, read_preset
@@ -114,11 +116,30 @@ def load_draft(draft: str | Path | None, target: LoadedModel, tokenizer: Tokeniz
 
 def compile_for(model: LoadedModel, draft: Drafter, options: PlanOptions, observe: AfterPass | None = None) -> Plan:
     """The plan of loaded models, with their names and fingerprints in it."""
+    subject = subject_of(model, draft)
+    return compile_plan(
+        subject.target, draft=subject.draft, options=options, identities=subject.identities, observe=observe
+    )
+
+
+def subject_of(model: LoadedModel, draft: Drafter, *, overlap: bool = False) -> Subject:
+    """Loaded models as searches for what fits take them."""
     identities = {TARGET: Identity(model.spec.name, model.checkpoint.fingerprint())}
     if isinstance(draft, LoadedModel):
         identities[DRAFT] = Identity(draft.spec.name, draft.checkpoint.fingerprint())
     drafter = draft.spec if isinstance(draft, LoadedModel) else draft
-    return compile_plan(model.spec, draft=drafter, options=options, identities=identities, observe=observe)
+    return Subject(model.spec, drafter, identities, overlap)
+
+
+def open_models(
+    model: str | Path, draft: str | Path | None, preset: str | Path | None, given: Mapping[str, Any]
+) -> tuple[LoadedModel, Drafter, PlanOptions]:
+    """What a user names, opened and settled: headers are read, no weight is."""
+    check_path("model", model, "a checkpoint folder")
+    settled = settle_options(preset, given, draft)
+    loaded = load_model(model, settled.dtype)
+    drafter = None if draft is None else load_draft(draft, loaded, Tokenizer.load(model), settled.dtype)
+    return loaded, drafter, settled
 
 
 def plan_model(
@@ -126,15 +147,38 @@ def plan_model(
     *,
     draft: str | Path | None = None,
     preset: str | Path | None = None,
+    memory: int | str | None = None,
     observe: AfterPass | None = None,
     **options: Any,
 ) -> Plan:
-    """The plan of a checkpoint folder, from its config and headers alone: no weight is read."""
-    check_path("model", model, "a checkpoint folder")
-    settled = settle_options(preset, options, draft)
-    loaded = load_model(model, settled.dtype)
-    drafter = None if draft is None else load_draft(draft, loaded, Tokenizer.load(model), settled.dtype)
-    return compile_for(loaded, drafter, settled, observe)
+    """The plan of a checkpoint folder, from its config and headers alone: no weight is read.
+
+    With `memory`, the plan of what `options` leave open that fits there; PlanError, with what would fit, where none is.
+    """
+    loaded, drafter, settled = open_models(model, draft, preset, options)
+    budget = None if memory is None else Budget.given(memory)
+    return plan_within(loaded, drafter, settled, budget, observe)
+
+
+def plan_within(
+    model: LoadedModel,
+    draft: Drafter,
+    options: PlanOptions,
+    budget: Budget | None,
+    observe: AfterPass | None = None,
+    *,
+    overlap: bool = False,
+) -> Plan:
+    """The plan of loaded models within `budget`; None leaves the choice to the options alone."""
+    if budget is None:
+        return compile_for(model, draft, options, observe)
+    found = fit(subject_of(model, draft, overlap=overlap), options, budget)
+    return found if observe is None else compile_for(model, draft, found.options, observe)
+
+
+def memory_here(options: PlanOptions) -> Budget | None:
+    """What there is where the first backend of `options` keeps its tensors."""
+    return Budget.here(load_backend(options.backend_names[0]).device)
 
 
 def check_saved(saved: Plan, model: LoadedModel, draft: Drafter) -> None:

@@ -40,6 +40,26 @@ def progress_for(wanted: bool | None) -> Iterator[Report | None]:
         bars.end()
 
 
+LINE_EVERY = 10.0
+"""Seconds between two lines of progress, where there is no terminal for a bar."""
+
+
+@contextmanager
+def lines() -> Iterator[Report]:
+    """A function to report with that writes a line now and then."""
+    started = last = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < LINE_EVERY or not done:
+            return
+        last = now
+        print(f"slotwise: {what}: {done} of {total} after {now - started:.0f} s", file=sys.stderr, flush=True)
+
+    yield report
+
+
 _shown: list[Bars] = []
 
 

@@ -31,6 +31,7 @@ PLAN_OPTIONS = (
     "decode_rows",
     "dtype",
     "weights",
+    "memory",
     "preset",
 )
 SAMPLING_OPTIONS = (
@@ -71,7 +72,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """MODEL and how to plan it."""
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, or ORG/NAME from the cache (see get)")
     group = add_plan_options(parser)
-    group.add_argument("--plan", metavar="F", help="run exactly this saved plan, which has the options above in it")
+    group.add_argument(
+        "--plan", metavar="F", help="run exactly this saved plan, which has all options above but --memory in it"
+    )
     group.add_argument(
         "--threads",
         type=int,
@@ -106,6 +109,9 @@ def add_plan_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup
         "--weights",
         metavar="W",
         help="how matrices are held: native, or made at load: int8, int4, int4_zp",
+    )
+    group.add_argument(
+        "--memory", metavar="M", help="all that may be taken: 24GiB, 512MiB, 24GB, bytes; sets capacity or pages to fit"
     )
     group.add_argument("--preset", metavar="P", help=f"a TOML file, or one of {', '.join(preset_names())}")
     return group

@@ -1,4 +1,4 @@
-"""`slotwise plan`: show, diff, verify and view plans, and recordings with the plans in them.
+"""`slotwise plan`: show, diff, verify, fit and view plans, and recordings with the plans in them.
 
 What always holds: wherever a plan is asked for, a plan file or a checkpoint folder will do, for `diff` and `view` a
 recording too; `verify` exits with 1 and names the rule when a plan cannot be trusted.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Add the command and its parts."""
     parser = commands.add_parser(
-        "plan", help="show, diff, verify and view plans", description=__doc__.partition("\n")[0]
+        "plan", help="show, diff, verify, fit and view plans", description=__doc__.partition("\n")[0]
     )
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     show = parts.add_parser("show", help="print a plan")
@@ -55,6 +55,17 @@ def add_parser(commands: Any) -> None:
     verify.add_argument("plan", metavar="PLAN", help="a plan file or a checkpoint folder")
     add_plan_options(verify)
     verify.set_defaults(run=run_verify)
+    fit = parts.add_parser(
+        "fit",
+        help="what fits a memory, before anything is loaded",
+        description="For each form of weights, what a plan takes part by part and the largest capacity that fits. Only "
+        "the config and the headers of the checkpoint are read. With --capacity, whether that fits.",
+    )
+    fit.add_argument("plan", metavar="MODEL", help="a checkpoint folder")
+    fit.add_argument("--sequences", dest="max_sequences", type=int, metavar="N", help="the same as --max-sequences")
+    fit.add_argument("--json", action="store_true", help="print JSON")
+    add_plan_options(fit)
+    fit.set_defaults(run=run_fit)
     view = parts.add_parser(
         "view",
         help="write a page, or a trace, of a plan or a recording",
@@ -133,6 +144,28 @@ def run_diff(parsed: argparse.Namespace) -> int:
     return 1
 
 
+def run_fit(parsed: argparse.Namespace) -> int:
+    """Print what fits; exit code 0 where something does, else 1."""
+    from slotwise.inspect.fit import fit_json, fit_table
+    from slotwise.planning import memory_here, open_models, subject_of
+    from slotwise.plans.fit import survey
+    from slotwise.plans.memory import Budget
+    from slotwise.plans.options import WEIGHTS
+
+    values = plan_values(parsed)
+    memory, named = (values.pop(name, None) for name in ("memory", "weights"))
+    given = None if memory is None else Budget.given(memory)
+    draft, preset = (values.pop(name, None) for name in ("draft", "preset"))
+    loaded, drafter, options = open_models(parsed.plan, draft, preset, {**values, "weights": named})
+    budget = given or memory_here(options)
+    if budget is None:
+        raise OptionError("this system does not say how much memory it has; give --memory, 24GiB, say")
+    subject = subject_of(loaded, drafter)
+    rows = survey(subject, options, budget, WEIGHTS if named is None else (named,))
+    print((fit_json if parsed.json else fit_table)(subject, options, budget, rows))
+    return 0 if any(row.fits for row in rows) else 1
+
+
 def run_view(parsed: argparse.Namespace) -> int:
     """Write the page or the trace."""
     from slotwise.inspect.perfetto import trace
@@ -166,17 +199,23 @@ def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None)
     from slotwise.inspect.recording import read_recording
     from slotwise.models.folder import is_repository
     from slotwise.planning import plan_model
+    from slotwise.plans.memory import Budget, refuse_beyond
     from slotwise.plans.plan import Plan
 
     path = Path(source)
     if is_recording(source):
         return read_recording(source).plan
     if path.is_file():
+        memory = values.get("memory")
+        values = {name: value for name, value in values.items() if name != "memory"}
         if values:
             raise OptionError(
                 f"{source} is a plan file, which has its options in it; leave out {', '.join(sorted(values))}"
             )
-        return Plan.load(path)
+        plan = Plan.load(path)
+        if memory is not None:
+            refuse_beyond(plan, Budget.given(memory))
+        return plan
     if not path.exists() and not is_repository(source):
         raise CheckpointError(f"{source} does not exist; give a plan file or a checkpoint folder")
     return plan_model(source, observe=observe, **values)

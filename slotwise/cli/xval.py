@@ -1,7 +1,8 @@
 """`slotwise xval`: every kernel against the float64 oracle, and backends against each other.
 
 What always holds: it exits with 1 when anything is out of its declared tolerance, or passes where a waiver says that it
-cannot; what is wrong is printed in full whatever else was asked for.
+cannot; what is wrong is printed in full whatever else was asked for; how many trials there are and about how long
+they take is said before they begin.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from slotwise.core.errors import OutputError
+from slotwise.core.errors import OptionError, OutputError
 
 
 def add_parser(commands: Any) -> None:
@@ -23,6 +24,13 @@ def add_parser(commands: Any) -> None:
         "definition in float64 and against each other.",
     )
     parser.add_argument("--plan", metavar="F", help="validate exactly the calls of this saved plan")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
+        "--quick",
+        action="store_true",
+        help="every kernel and dtype once, about a minute (the default without --plan and --case)",
+    )
+    extent.add_argument("--all", action="store_true", help="every case")
     many = parser.add_argument_group("filters (each may be repeated; op and case are patterns, * for any)")
     many.add_argument("--op", action="append", metavar="OP")
     many.add_argument("--backend", action="append", metavar="B")
@@ -45,19 +53,23 @@ def run(parsed: argparse.Namespace) -> int:
     from slotwise.inspect.crossvalidate import crossvalidate
     from slotwise.inspect.crossvalidate_report import show
     from slotwise.plans.plan import Plan
-    from slotwise.progress import progress_for
+    from slotwise.progress import lines, progress_for
 
-    with progress_for(None) as report:
+    if parsed.quick and (parsed.plan or parsed.case):
+        raise OptionError("--quick chooses cases itself; leave it out with --plan and --case, which name them")
+    with progress_for(None) if sys.stderr.isatty() else lines() as report:
         found = crossvalidate(
             None if parsed.plan is None else Plan.load(parsed.plan),
             backends=parsed.backend,
             ops=parsed.op,
             dtypes=parsed.dtype,
             cases=parsed.case,
+            quick=not parsed.all,
             seed=parsed.seed,
             waivers=parsed.waivers or (),
             timed=parsed.timed,
             progress=report,
+            announce=lambda text: print(f"slotwise: {text}", file=sys.stderr, flush=True),
         )
     if parsed.html:
         write_output("--html", parsed.html, found.to_html())

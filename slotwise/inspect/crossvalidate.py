@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import torch
 
-from slotwise.core.backend import Backend, Kernel, backend_names, load_backend
-from slotwise.core.contract import Case, OpContract
+from slotwise.core.backend import Backend, backend_names, load_backend
+from slotwise.core.contract import OpContract
 from slotwise.core.errors import BackendError, OptionError, nearest
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.specs import DType
 from slotwise.inspect.calls import plan_calls
+from slotwise.inspect.sample import Job, quick_sample, seconds_for
 from slotwise.inspect.waivers import Waiver, read_waivers
 from slotwise.keywords import known_keywords
 from slotwise.plans.plan import Plan
@@ -82,13 +83,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What a run found. `missing` maps backends that could not run here to the reason."""
+    """What a run found. `missing` maps backends that could not run here to the reason; `left_out` counts the
+    trials that a quick run has not made.
+    """
 
     checks: tuple[Check, ...]
     agreements: tuple[Agreement, ...]
     missing: Mapping[str, str]
     seed: int
     about: str
+    left_out: int = 0
 
     @property
     def passed(self) -> bool:
@@ -118,17 +122,6 @@ class CrossValidation:
         return as_text(self)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One kernel to be tried on one case."""
-
-    contract: OpContract
-    backend: Backend
-    kernel: Kernel
-    case: Case
-    dtype: DType
-
-
 @known_keywords
 def crossvalidate(
     plan: Plan | str | Path | None = None,
@@ -137,13 +130,17 @@ def crossvalidate(
     ops: Sequence[str] | str | None = None,
     dtypes: Sequence[str | DType] | str | None = None,
     cases: Sequence[str] | str | None = None,
+    quick: bool = True,
     seed: int = 0,
     waivers: Sequence[Waiver] | str | Path = (),
     timed: bool = True,
     progress: Progress | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> CrossValidation:
-    """Try every kernel on every case of its op, in every dtype; or, with `plan`, on exactly that plan's calls.
+    """Try every kernel in every dtype on a case of its op; or, with `plan`, on exactly that plan's calls.
 
+    `quick` false tries every case, and so does naming `cases`. `announce` hears how many trials there are and about how
+    long they take, before they begin.
     `backends` are names or `Backend` records (default: all that this machine can run); `ops` and `cases` are patterns
     as a shell's; `waivers` a file or records. Raises OptionError for a filter that matches nothing, BackendError for a
     backend that was named and cannot run here, PlanError for a plan that cannot be read.
@@ -155,9 +152,15 @@ def crossvalidate(
     wanted = tuple(DType.parse(d) for d in _several(dtypes))
     jobs = list(_case_jobs(chosen, seed) if plan is None else _plan_jobs(plan, chosen, backends is not None, seed))
     jobs = _filtered(jobs, _several(ops), wanted, _several(cases))
+    of_all = len(jobs)
+    if quick and plan is None and cases is None:
+        jobs = quick_sample(jobs, seed)
+    if announce is not None:
+        rest = f" of {of_all} (a sample: every kernel and dtype once)" if len(jobs) < of_all else ""
+        announce(f"{len(jobs)} trials{rest}, about {_duration(seconds_for(jobs))}")
     checks: list[Check] = []
     agreements: list[Agreement] = []
-    trials: list[tuple[_Job, Trial]] = []
+    trials: list[tuple[Job, Trial]] = []
     for number, job in enumerate(jobs):
         if trials and _company(trials[-1][0]) != _company(job):
             agreements += _agreements(trials)
@@ -172,7 +175,12 @@ def crossvalidate(
             progress("validating", number + 1, len(jobs))
     agreements += _agreements(trials)
     about = "the contracts' cases" if plan is None else f"the calls of the plan for {plan.target.model}"
-    return CrossValidation(tuple(checks), tuple(agreements), missing, seed, about)
+    return CrossValidation(tuple(checks), tuple(agreements), missing, seed, about, of_all - len(jobs))
+
+
+def _duration(seconds: float) -> str:
+    """A time to be expected, as roughly as it is known."""
+    return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} minutes"
 
 
 def _backends(named: Sequence[str | Backend] | str | None) -> tuple[list[Backend], dict[str, str]]:
@@ -204,17 +212,17 @@ def _several(value: Any) -> tuple[Any, ...]:
     return (value,) if isinstance(value, (str, DType, Backend)) else tuple(value)
 
 
-def _case_jobs(backends: Sequence[Backend], seed: int) -> Iterator[_Job]:
+def _case_jobs(backends: Sequence[Backend], seed: int) -> Iterator[Job]:
     for contract in contracts().values():
         cases = cases_of(contract, seed)
         for dtype in dtypes_of(contract):
             for case in cases:
                 for backend in backends:
                     for kernel in backend.kernels_for(contract.name):
-                        yield _Job(contract, backend, kernel, case, dtype)
+                        yield Job(contract, backend, kernel, case, dtype)
 
 
-def _plan_jobs(plan: Plan, backends: Sequence[Backend], are_named: bool, seed: int) -> Iterator[_Job]:
+def _plan_jobs(plan: Plan, backends: Sequence[Backend], are_named: bool, seed: int) -> Iterator[Job]:
     """The plan's own kernels on its calls; where backends were named, their kernels for the same calls beside them."""
     known = {backend.name: backend for backend in backends}
     for call in plan_calls(plan, seed):
@@ -222,15 +230,15 @@ def _plan_jobs(plan: Plan, backends: Sequence[Backend], are_named: bool, seed: i
         name, _, kernel_name = call.kernel.partition(":")
         own = known.get(name) or load_backend(name)
         if not are_named or name in known:
-            yield _Job(contract, own, own.kernel(kernel_name), call.case, call.dtype)
+            yield Job(contract, own, own.kernel(kernel_name), call.case, call.dtype)
         for backend in backends if are_named else ():
             for kernel in backend.kernels_for(call.op):
                 if (backend.name, kernel.name) != (name, kernel_name):
-                    yield _Job(contract, backend, kernel, call.case, call.dtype)
+                    yield Job(contract, backend, kernel, call.case, call.dtype)
 
 
-def _filtered(jobs: list[_Job], ops: Sequence[object], dtypes: Sequence[DType], cases: Sequence[object]) -> list[_Job]:
-    namings: tuple[tuple[str, Sequence[object], Callable[[_Job], str]], ...] = (
+def _filtered(jobs: list[Job], ops: Sequence[object], dtypes: Sequence[DType], cases: Sequence[object]) -> list[Job]:
+    namings: tuple[tuple[str, Sequence[object], Callable[[Job], str]], ...] = (
         ("op", ops, lambda job: job.contract.name),
         ("dtype", [dtype.value for dtype in dtypes], lambda job: job.dtype.value),
         ("case", cases, lambda job: job.case.name),
@@ -250,11 +258,11 @@ def _filtered(jobs: list[_Job], ops: Sequence[object], dtypes: Sequence[DType], 
     return jobs
 
 
-def _company(job: _Job) -> tuple[str, str, str]:
+def _company(job: Job) -> tuple[str, str, str]:
     return job.contract.name, job.dtype.value, job.case.name
 
 
-def _check(job: _Job, check: str, result: CaseResult) -> Check:
+def _check(job: Job, check: str, result: CaseResult) -> Check:
     verdict: Verdict = "ok" if result.outcome == "passed" else result.outcome
     message, reason = ("", result.message) if verdict == "refused" else (result.message, "")
     return Check(
@@ -271,7 +279,7 @@ def _check(job: _Job, check: str, result: CaseResult) -> Check:
     )
 
 
-def _oracle_check(job: _Job, trial: Trial) -> Check:
+def _oracle_check(job: Job, trial: Trial) -> Check:
     check = replace(_check(job, "oracle", trial.result), seconds=trial.seconds)
     if not trial.outputs:
         return check
@@ -297,7 +305,7 @@ def _pairs(
         yield got.cpu(), want.cpu()
 
 
-def _agreements(trials: Sequence[tuple[_Job, Trial]]) -> Iterator[Agreement]:
+def _agreements(trials: Sequence[tuple[Job, Trial]]) -> Iterator[Agreement]:
     """Every two kernels of different backends on the same case."""
     ran = [(job, trial) for job, trial in trials if trial.outputs]
     for place, (job, trial) in enumerate(ran):

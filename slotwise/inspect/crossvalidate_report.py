@@ -59,7 +59,8 @@ def closing_line(found: CrossValidation) -> str:
     for check in found.checks:
         counts[check.verdict] = counts.get(check.verdict, 0) + 1
     parts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return f"{len(found.checks)} checks of {found.about}, seed {found.seed}: {parts}"
+    rest = f"; {found.left_out} more trials with --all (quick=False)" if found.left_out else ""
+    return f"{len(found.checks)} checks of {found.about}, seed {found.seed}: {parts}{rest}"
 
 
 def _table(checks: Iterable[Check], *, every_case: bool) -> Table:
@@ -159,6 +160,7 @@ def _data(found: CrossValidation) -> dict[str, Any]:
         "slotwise_xval": SCHEMA,
         "about": found.about,
         "seed": found.seed,
+        "left_out": found.left_out,
         "passed": found.passed,
         "summary": closing_line(found),
         "torch": torch.__version__,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,12 @@ class Recorder(Observer):
         self._live: dict[int, Running] = {}
         self._seen: dict[int, tuple[str, int | None, int]] = {}
         self._line: Json = {}
+        self._told: set[int] = set()
         self._started = self._began = time.perf_counter()
 
     def added(self, sequence: Running) -> None:
         """See `Observer`."""
-        self._sink(request_line(sequence, self._engine.epoch))
+        self._tell(request_line(sequence, self._engine.epoch), sequence.request.prompt_ids)
         self._live[sequence.id] = sequence
         self._seen[sequence.id] = ("waiting", None, 0)
 
@@ -104,7 +105,18 @@ class Recorder(Observer):
 
     def ended(self, epoch: int) -> None:
         """See `Observer`."""
-        self._sink(self._finished_line())
+        line = self._finished_line()
+        drafts = (line["decode"] or {}).get("drafts", [])
+        self._tell(line, [token for tokens in (*drafts, *(fresh for _, fresh in line["tokens"])) for token in tokens])
+
+    def _tell(self, line: Json, tokens: Iterable[int]) -> None:
+        """Write a line, with the texts of those of its tokens that no line before had."""
+        pieces = self._engine.pieces
+        fresh = sorted(set(tokens) - self._told)
+        if pieces is not None and fresh:
+            line["texts"] = [[token, pieces.shown(token)] for token in fresh]
+            self._told.update(fresh)
+        self._sink(line)
 
     def crashed(self, epoch: int, error: Exception) -> None:
         """See `Observer`."""

@@ -62,6 +62,11 @@ class Recording:
         """Whether its steps begin with the engine's first; what a crash wrote by itself has only the last ones."""
         return bool(self.header["from_start"])
 
+    @property
+    def texts(self) -> dict[int, str]:
+        """Tokens as text: all that the recording speaks of, if it was made with a tokenizer."""
+        return {int(token): text for event in self.events for token, text in event.get("texts", ())}
+
     def tokens(self) -> dict[int, list[int]]:
         """The tokens that each sequence was given, by sequence number."""
         found: dict[int, list[int]] = {number: [] for number in self.requests}

@@ -24,8 +24,8 @@ from slotwise.llm import LLM
 from slotwise.planning import DRAFTING
 from slotwise.plans.options import BackendChoice
 
-IGNORED = ("t", "s", "crc")
-"""Keys of a step that say when it ran, not what it did."""
+IGNORED = ("t", "s", "crc", "texts")
+"""Keys of a step that say when it ran or what tokens look like, not what it did."""
 
 AHEAD = 100_000
 """Steps after which a replay that does not end is given up."""

@@ -112,6 +112,7 @@ def recording_data(recording: Recording) -> Json:
         "is_whole": recording.is_whole,
         "crash": None if recording.crash is None else _crash(recording.crash),
         "requests": {str(n): {"prompt": request["prompt_ids"]} for n, request in recording.requests.items()},
+        "texts": {str(token): text for token, text in recording.texts.items()},
         "steps": [_step(step) for step in recording.steps],
     }
 

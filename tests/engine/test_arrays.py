@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -10,11 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slotwise.core.backend import load_backend
-from slotwise.core.errors import PlanError
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.engine import executor as executor_module
-from slotwise.engine.arrays import Arrays, Layout, lay_out, memory_of
+from slotwise.engine.arrays import Arrays, Layout, lay_out
 
 from .tiny import DraftChoice, outcome, prompt_of, request, run, tiny_engine, tiny_model
 
@@ -133,20 +130,3 @@ def test_what_the_host_did_not_touch_is_not_handed_back_over_what_a_program_wrot
     arrays["logits"][0, 0] = 7.0
     arrays.before(["logits"], 2)
     assert buffers["logits"].flatten().tolist() == [7, 5, 5, 5, 5, 5]
-
-
-def test_a_plan_whose_kernels_need_two_memories_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = tiny_engine(MODEL, None).executor.plan
-    assert memory_of(plan) == torch.device("cpu")
-    (first, *rest) = plan.programs
-    (node, *nodes) = first.graph.nodes
-    assert node.selection is not None
-    moved = dataclasses.replace(node, selection=dataclasses.replace(node.selection, kernel="elsewhere:any"))
-    graph = dataclasses.replace(first.graph, nodes=(moved, *nodes))
-    mixed = dataclasses.replace(plan, programs=(dataclasses.replace(first, graph=graph), *rest))
-    far = dataclasses.replace(load_backend("reference"), name="elsewhere", device="cuda")
-    monkeypatch.setattr(
-        "slotwise.engine.arrays.load_backend", lambda name: far if name == "elsewhere" else load_backend(name)
-    )
-    with pytest.raises(PlanError, match="elsewhere on cuda, reference on cpu"):
-        memory_of(mixed)

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slotwise.core.backend import Launch
 from slotwise.core.errors import PlanError
 from slotwise.engine.engine import Engine
-from slotwise.engine.executor import Executor, check_memory
+from slotwise.engine.executor import Executor
+from slotwise.plans.memory import Budget, need_of
 from slotwise.plans.options import PlanOptions
-from slotwise.plans.plan import Plan
 from slotwise.plans.program import PREFILL
 from slotwise.slots.step import TARGET
 
@@ -134,20 +134,17 @@ def test_a_captured_decode_step_replays_each_program_once(
     assert [outcome(s.completion()) for s in sequences] == [outcome(alone(MODEL, each)) for each in wanted]
 
 
-def test_a_plan_beyond_a_gpus_free_memory_names_the_pages_and_the_capacity_that_fit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def planned(pages: int) -> Plan:
-        options = PlanOptions(pages=pages, page_size=3, capacity=60, max_sequences=40, decode_rows=8)
-        return tiny.tiny_plan(MODEL.spec, None, options)
-
-    free = planned(100).total_bytes
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    device = torch.device("cuda")
-    check_memory(planned(100), device)
-    with pytest.raises(PlanError, match=r"a GPU has free .* at most 100 fit, a capacity of 6 for each of 40 sequences"):
-        check_memory(planned(101), device)
+def test_a_plan_beyond_this_machines_memory_is_refused_before_a_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tiny.tiny_plan(MODEL.spec, None, PlanOptions(capacity=60, decode_rows=8))
+    present = Budget(need_of(plan).peak - 1, "this machine has")
+    monkeypatch.setattr(Budget, "here", lambda device: present)
+    with pytest.raises(
+        PlanError, match=rf"needs .* \({present.nbytes + 1} bytes\), this machine has .* weights .* arena"
+    ):
+        Executor(plan, {})
+    monkeypatch.setattr(Budget, "here", lambda device: Budget(present.nbytes + 1, present.said))
+    with pytest.raises(KeyError):  # it goes on to the weights, which nobody gave
+        Executor(plan, {})
 
 
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from slotwise.core.backend import Backend, Kernel
 from slotwise.core.builder import GraphBuilder
 from slotwise.core.graph import Graph, Selection
+from slotwise.core.sizes import size
 from slotwise.core.specs import DType, TensorSpec
 from slotwise.plans.passes.plan_buffers import ALIGNMENT, Placement, arena_bytes, plan_buffers
 from slotwise.plans.plan import Plan
-from slotwise.plans.show import show_program, size
+from slotwise.plans.show import show_program
 
 SCRATCH = Kernel("linear", "linear", lambda *_: lambda: None, workspace=lambda call: 100)
 BACKENDS = {"fake": Backend("fake", (SCRATCH,), lambda: None)}

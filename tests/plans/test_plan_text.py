@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from slotwise.core.model import ModelSpec
+from slotwise.core.sizes import size
 from slotwise.models.load import load_model
 from slotwise.plans.compile import compile_plan
 from slotwise.plans.options import PlanOptions
 from slotwise.plans.plan import Plan
-from slotwise.plans.show import show_plan, show_program, size
+from slotwise.plans.show import show_plan, show_program
 from slotwise.slots.binding import bind_decode, bind_prefill
 from slotwise.slots.show import show_binding
 from slotwise.slots.step import VARIABLES, decode_step, prefill_step

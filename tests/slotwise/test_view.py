@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import re
@@ -18,6 +19,7 @@ from slotwise import LLM, Plan, Sampling
 from slotwise.inspect.page import build_page
 from slotwise.inspect.recording import Recording, read_recording, write_line
 from slotwise.inspect.view import view_page
+from slotwise.models.tokenizer import Tokenizer
 from slotwise.planning import plan_model
 
 from .commands import Run
@@ -238,6 +240,31 @@ def test_plans_differ_in_bytes_and_flops(recording: Recording, stories: Path) ->
     assert isinstance(recording.plan, Plan)
 
 
+def test_a_recording_has_the_text_of_every_token_that_it_speaks_of(recording: Recording, stories: Path) -> None:
+    ids = {token for request in recording.requests.values() for token in request["prompt_ids"]}
+    for step in recording.steps:
+        ids |= {token for _, fresh in step["tokens"] for token in fresh}
+        ids |= {token for drafts in (step["decode"] or {}).get("drafts", []) for token in drafts}
+    assert recording.texts.keys() == ids
+    tokenizer = Tokenizer.load(stories)
+    plain = [token for token in ids if token not in tokenizer.eos_ids and token > 10]
+    assert plain
+    assert all(recording.texts[token].strip() == tokenizer.decode([token]).strip() for token in plain)
+
+
+def test_a_token_that_would_end_the_script_is_text_on_the_page(recording: Recording) -> None:
+    first = next(index for index, event in enumerate(recording.events) if "texts" in event)
+    hostile = "</script><img src=x onerror=alert(1)><!--"
+    changed = {**recording.events[first], "texts": [[token, hostile] for token, _ in recording.events[first]["texts"]]}
+    events = (*recording.events[:first], changed, *recording.events[first + 1 :])
+    page = view_page(recording.plan, replace(recording, events=events))
+    assert hostile in _data(page)["recording"]["texts"].values()
+    assert hostile not in page
+    reader = _References()
+    reader.feed(page)
+    assert reader.fetched == []
+
+
 # In a browser, where there is one
 
 
@@ -305,6 +332,35 @@ def test_the_slot_map_agrees_with_the_ledger_at_every_step(
             assert before["target"]["accepted"] + before["target"]["rejected"] == sum(decode["k"])
     assert any(after["target"]["shared"] for _, after in found)
     assert any(after["target"]["cached"] for _, after in found)
+
+
+def test_tokens_are_shown_as_text_and_every_held_page_names_its_owner(
+    dump: Any, page: str, recording: Recording, tmp_path: Path
+) -> None:
+    file = tmp_path / "page.html"
+    file.write_text(page, encoding="utf-8")
+    script = """
+      const drawn = [], draw = CanvasRenderingContext2D.prototype.fillText;
+      CanvasRenderingContext2D.prototype.fillText = function (text, ...rest) {
+        drawn.push(text);
+        draw.call(this, text, ...rest);
+      };
+      after = true;
+      const owned = steps.map((_, i) => {
+        show(i);
+        return DATA.plan.roles.map((role) => [...history_.owners(i, after, role)]);
+      });
+      const out = document.createElement("pre");
+      out.id = "all"; out.textContent = JSON.stringify({ drawn, owned, text: history_.describe(1) });
+      document.body.append(out);"""
+    document = dump(file, "", script=script)
+    found = json.loads(html.unescape(document.partition('<pre id="all">')[2].partition("</pre>")[0]))
+    owners = {owner for step in found["owned"] for role in step for _, owner in role}
+    assert {"scratch", "cached", "seq 0"} <= owners
+    assert any("+" in owner for owner in owners)  # a page that two share
+    assert owners <= set(found["drawn"])
+    fresh = recording.steps[1]["tokens"][0][1]
+    assert f"{fresh[0]} {json.dumps(recording.texts[fresh[0]])}" in found["text"]
 
 
 def test_a_step_is_chosen_by_the_address_and_by_keys(

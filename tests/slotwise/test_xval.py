@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slotwise import Plan, crossvalidate
-from slotwise.core.backend import Backend, load_backend
+from slotwise import Plan, crossvalidate, progress
+from slotwise.core.backend import Backend, CallSpec, load_backend
 from slotwise.core.errors import BackendError, OptionError
 from slotwise.core.ops import contracts
 from slotwise.inspect.crossvalidate import CrossValidation
@@ -22,6 +24,7 @@ from slotwise.proving.validate import cases_of
 from .commands import Run
 from .planted import last_row_off, registered, spoiled
 
+every = functools.partial(crossvalidate, quick=False)
 WAIVER = '[[waiver]]\nop = "add"\nbackend = "planted"\ncheck = "oracle"\nreason = "issue 12: last row"\n'
 
 
@@ -35,7 +38,7 @@ def planted() -> Iterator[Backend]:
 @pytest.fixture(scope="module")
 def found(planted: Backend) -> CrossValidation:
     """Additions of the planted backend and of the reference."""
-    return crossvalidate(backends=[planted, "reference"], ops="add")
+    return every(backends=[planted, "reference"], ops="add")
 
 
 def test_every_op_is_tried_on_every_case() -> None:
@@ -43,7 +46,7 @@ def test_every_op_is_tried_on_every_case() -> None:
     assert {kernel.op for kernel in load_backend("reference").kernels} == wanted.keys()
     # These take long, and tests/backends has every kernel; that they are found is seen without running them.
     quick = [name for name in wanted if name != "attention" and not name.endswith("_q")]
-    done = crossvalidate(backends="reference", ops=quick, timed=False, dtypes="f32")
+    done = every(backends="reference", ops=quick, timed=False, dtypes="f32")
     assert done.passed
     for name in quick:
         assert {check.case for check in done.checks if check.op == name} == {
@@ -73,14 +76,14 @@ def test_backends_are_compared_with_each_other(found: CrossValidation) -> None:
     assert {(a.left, a.right) for a in found.agreements} == {("planted:add.whole", "reference:add.whole")}
     assert all(not each.is_bit_equal and each.max_abs > 0.1 for each in found.agreements)
     twin = replace(load_backend("reference"), name="twin")
-    same = crossvalidate(backends=[twin, "reference"], ops="add", timed=False)
+    same = every(backends=[twin, "reference"], ops="add", timed=False)
     assert all(each.is_bit_equal and each.max_abs == 0 for each in same.agreements)
 
 
 def test_a_waived_failure_cites_its_reason_and_passes(planted: Backend, tmp_path: Path) -> None:
     file = tmp_path / "waivers.toml"
     file.write_text(WAIVER + WAIVER.replace("oracle", "rows").replace("12", "13"))
-    done = crossvalidate(backends=[planted], ops="add", waivers=file, timed=False)
+    done = every(backends=[planted], ops="add", waivers=file, timed=False)
     assert done.passed
     assert {check.reason for check in done.checks if check.check == "oracle"} == {"issue 12: last row"}
     assert "issue 13" in str(done)
@@ -88,7 +91,7 @@ def test_a_waived_failure_cites_its_reason_and_passes(planted: Backend, tmp_path
 
 def test_an_unexpected_pass_fails() -> None:
     waiver = Waiver(op="add", backend="reference", reason="was wrong once")
-    done = crossvalidate(backends="reference", ops="add", waivers=[waiver], timed=False)
+    done = every(backends="reference", ops="add", waivers=[waiver], timed=False)
     assert not done.passed
     assert {check.verdict for check in done.checks} == {"unexpected pass"}
     assert "remove its waiver (was wrong once)" in str(done)
@@ -96,7 +99,7 @@ def test_an_unexpected_pass_fails() -> None:
 
 def test_a_waiver_excuses_only_what_it_names(planted: Backend) -> None:
     waiver = Waiver(op="add", backend="planted", dtype="bf16", reason="half")
-    done = crossvalidate(backends=[planted], ops="add", waivers=[waiver], timed=False)
+    done = every(backends=[planted], ops="add", waivers=[waiver], timed=False)
     assert {(check.dtype == "bf16") == (check.verdict == "waived") for check in done.checks} == {True}
     assert {check.dtype for check in done.wrong} == {"f32", "f16"}
 
@@ -124,17 +127,17 @@ def test_a_waiver_file_that_says_too_little_is_refused(tmp_path: Path, text: str
 
 def test_filters_choose_and_a_filter_that_matches_nothing_is_refused() -> None:
     cases = ["odd sizes", "ragged rows"]
-    done = crossvalidate(backends="reference", ops=["linea?", "add"], dtypes=["bf16"], cases=cases, timed=False)
+    done = every(backends="reference", ops=["linea?", "add"], dtypes=["bf16"], cases=cases, timed=False)
     assert {check.dtype for check in done.checks} == {"bf16"}
     assert {(check.op, check.case) for check in done.checks} == {("linear", "odd sizes"), ("add", "ragged rows")}
     with pytest.raises(OptionError, match=r"no op here matches .linaer. .did you mean .linear"):
-        crossvalidate(backends="reference", ops="linaer")
+        every(backends="reference", ops="linaer")
     with pytest.raises(OptionError, match="no case here matches 'nowhere'"):
-        crossvalidate(backends="reference", ops="add", cases="nowhere")
+        every(backends="reference", ops="add", cases="nowhere")
 
 
 def test_another_seed_draws_other_inputs() -> None:
-    one, same, other = (crossvalidate(backends="reference", ops="linear", seed=s, timed=False) for s in (1, 1, 2))
+    one, same, other = (every(backends="reference", ops="linear", seed=s, timed=False) for s in (1, 1, 2))
     assert one == same
     assert [check.max_abs for check in one.checks] != [check.max_abs for check in other.checks]
 
@@ -142,11 +145,11 @@ def test_another_seed_draws_other_inputs() -> None:
 def test_a_backend_that_cannot_run_is_named_or_refused(planted: Backend) -> None:
     away = replace(planted, name="away", unavailable=lambda: "there is no such machine")
     with registered(away):
-        done = crossvalidate(ops="add", dtypes="f32", timed=False)
+        done = every(ops="add", dtypes="f32", timed=False)
         assert done.missing["away"] == "there is no such machine"
         assert "not here: away: there is no such machine" in str(done)
         with pytest.raises(BackendError, match="'away' cannot run here: there is no such machine"):
-            crossvalidate(backends="away")
+            every(backends="away")
 
 
 def test_a_refusal_is_no_pass_and_keeps_its_reason() -> None:
@@ -158,7 +161,7 @@ def test_a_refusal_is_no_pass_and_keeps_its_reason() -> None:
             replace(k, refuses=lambda call: "takes no call") if k.op == "add" else k for k in reference.kernels
         ),
     )
-    done = crossvalidate(backends=[picky], ops="add", timed=False)
+    done = every(backends=[picky], ops="add", timed=False)
     assert {(check.verdict, check.reason) for check in done.checks} == {("refused", "takes no call")}
 
 
@@ -179,7 +182,7 @@ def plan(stories: Path) -> Plan:
 
 
 def test_a_plans_own_calls_are_validated(plan: Plan) -> None:
-    done = crossvalidate(plan, timed=False)
+    done = every(plan, timed=False)
     assert done.passed, str(done)
     distinct = {(node.op, node.selection.kernel) for p in plan.programs for node in p.graph.nodes if node.selection}
     assert {(check.op, f"{check.backend}:{check.kernel}") for check in done.checks} == distinct
@@ -190,7 +193,7 @@ def test_a_plans_own_calls_are_validated(plan: Plan) -> None:
 def test_quantised_calls_of_a_plan_are_validated(stories: Path, weights: str) -> None:
     small = {"capacity": 48, "max_sequences": 1, "decode_rows": 2, "prefill_chunk": 16, "speculate": 0}
     plan = plan_model(stories, dtype="float32", backend="reference", weights=weights, **small)
-    done = crossvalidate(plan, ops="linear*_q", timed=False)
+    done = every(plan, ops="linear*_q", timed=False)
     assert done.passed, str(done)
     assert {check.op for check in done.checks} >= {"linear_q", "linear_qkv_q", "linear_gated_q"}
 
@@ -201,20 +204,85 @@ def test_a_plans_calls_find_a_bug_that_no_case_has(plan: Plan) -> None:
             outputs[0][-1, -1] += 1
 
     with registered(spoiled("narrow", "add_rms_norm", spoil)) as narrow:
-        cases = crossvalidate(backends=[narrow], ops="add_rms_norm", dtypes="f32", timed=False)
-        of_plan = crossvalidate(plan, backends=[narrow], ops="add_rms_norm", timed=False)
+        cases = every(backends=[narrow], ops="add_rms_norm", dtypes="f32", timed=False)
+        of_plan = every(plan, backends=[narrow], ops="add_rms_norm", timed=False)
     assert cases.passed
     assert not of_plan.passed
 
 
 def test_the_command_prints_a_table_and_fails_when_something_is_wrong(run: Run, planted: Backend) -> None:
-    done = run("xval", "--backend", "planted", "--op", "add", "--dtype", "f32")
+    done = run("xval", "--backend", "planted", "--op", "add", "--dtype", "f32", "--all")
     assert done.code == 1
     assert "FAILED: add planted:add.whole f32 case" in done.out
     assert "checks of the contracts' cases, seed 0" in done.out
-    good = run("xval", "--backend", "reference", "--op", "add", "--every-case", "--no-time")
-    assert (good.code, good.err) == (0, "")
+    good = run("xval", "--backend", "reference", "--op", "add", "--every-case", "--no-time", "--all")
+    assert good.code == 0
+    assert re.fullmatch(r"slotwise: \d+ trials, about 1 s\n", good.err)
     assert "ragged rows" in good.out
+
+
+def test_a_quick_run_has_every_kernel_in_every_dtype_once() -> None:
+    done = crossvalidate(backends=["numba_cpu", "reference"], ops=["linear", "add"], timed=False)
+    tried = [(c.op, c.backend, c.kernel, c.dtype) for c in done.checks if c.check == "oracle"]
+    assert len(tried) == len(set(tried))
+    wanted = {
+        (op, name, kernel.name, dtype)
+        for op in ("linear", "add")
+        for name in ("numba_cpu", "reference")
+        for kernel in load_backend(name).kernels_for(op)
+        for dtype in ("f32", "bf16", "f16")
+    }
+    assert set(tried) == wanted
+    cases = {op: len(cases_of(contracts()[op])) for op in ("linear", "add")}
+    assert done.left_out == sum(cases[op] - 1 for op, *_ in tried)
+
+
+def test_a_quick_run_chooses_by_the_seed_alone_and_backends_meet_on_one_case() -> None:
+    def cases(seed: int) -> dict[str, set[str]]:
+        done = crossvalidate(backends=["reference", "numba_cpu"], ops="rms_norm", seed=seed, timed=False)
+        assert done.agreements
+        return {check.dtype: {c.case for c in done.checks if c.dtype == check.dtype} for check in done.checks}
+
+    assert all(len(names) == 1 for names in cases(0).values())
+    assert cases(0) == cases(0)
+    assert len({str(cases(seed)) for seed in range(4)}) > 1
+
+
+def test_a_quick_run_takes_a_case_that_a_kernel_does_not_refuse() -> None:
+    added = cases_of(contracts()["add"])
+    names, rows = [case.name for case in added], [len(case.inputs[0]) for case in added if case.inputs[0] is not None]
+
+    def refuses(call: CallSpec) -> str | None:
+        return None if call.rows == max(rows) else "takes the largest alone"
+
+    kernels = tuple(replace(k, refuses=refuses) if k.op == "add" else k for k in load_backend("reference").kernels)
+    large = replace(load_backend("reference"), name="large", kernels=kernels)
+    done = crossvalidate(backends=[large], ops="add", dtypes="f32", timed=False)
+    assert {check.verdict for check in done.checks} == {"ok"}
+    assert {check.case for check in done.checks} < set(names)
+
+
+def test_the_command_says_first_how_much_there_is_and_samples_unless_told(run: Run) -> None:
+    quick = run("xval", "--backend", "reference", "--op", "add", "--no-time")
+    assert re.match(r"slotwise: 3 trials of \d+ \(a sample: every kernel and dtype once\), about 1 s\n", quick.err)
+    assert "more trials with --all" in quick.out
+    assert run("xval", "--backend", "reference", "--op", "add", "--no-time", "--quick").out == quick.out
+    named = run("xval", "--backend", "reference", "--op", "add", "--no-time", "--case", "ragged rows")
+    assert "more trials" not in named.out
+    assert "leave it out with --plan and --case" in run("xval", "--quick", "--case", "x").err
+
+
+def test_progress_is_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    with progress.lines() as report:
+        for done in range(1, 4):
+            report("validating", done, 3)
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition(" after")[0] for line in shown] == [f"slotwise: validating: {n} of 3" for n in (1, 2, 3)]
+    monkeypatch.setattr(progress, "LINE_EVERY", 60.0)
+    with progress.lines() as report:
+        report("validating", 1, 3)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_prints_json_and_writes_a_page(run: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ class SlotHistory {
     this.steps = recording.steps;
     this.requests = recording.requests;
     this.snapshots = [];
-    this.texts = {};
+    this.texts = recording.texts || {};
     const state = this.empty();
     for (let i = 0; i < this.steps.length; i++) {
       if (i % SNAPSHOT === 0) this.snapshots.push(structuredClone(state));
@@ -74,6 +74,26 @@ class SlotHistory {
     return state;
   }
 
+  // A token as people read it: its id, and its text with what cannot be seen written out.
+  token(id) {
+    const text = this.texts[id];
+    return text === undefined ? String(id) : `${id} ${JSON.stringify(text)}`;
+  }
+
+  // Whose each page is, as short text: its sequences, or that it is cached; of pages with no owner there is nothing.
+  owners(index, after, role) {
+    const state = this.at(index, after), here = state.roles[role.role], found = new Map([[0, "scratch"]]);
+    for (const [page, [holders, cached]] of Object.entries(here.pages))
+      if (!holders && cached) found.set(Number(page), "cached");
+    for (const [lane, table] of Object.entries(here.tables))
+      for (const page of table) {
+        if (!here.pages[page] || !here.pages[page][0]) continue;
+        const owner = state.lanes[lane] === undefined ? `lane ${lane}` : state.lanes[lane];
+        found.set(page, found.has(page) ? `${found.get(page)}+${owner}` : typeof owner === "number" ? `seq ${owner}` : owner);
+      }
+    return found;
+  }
+
   // For one role: what each slot is and whose, as {state, lane, sequence, position, token}; slots that are free are absent.
   slots(index, after, role) {
     const size = role.page_size, state = this.at(index, after), here = state.roles[role.role], found = new Map();
@@ -122,8 +142,8 @@ class SlotHistory {
         const fresh = (step.tokens.find(([n]) => n === number) || [0, []])[1];
         lines.push(`sequence ${number}: lane ${lane}, ${step.decode.len[i]} tokens`);
         lines.push(`  reserve ${spans.join(" ")}`);
-        if (step.decode.k[i]) lines.push(`  draft   ${((step.decode.drafts || [])[i] || []).join(" ")}`);
-        lines.push(`  keep    ${fresh.join(" ") || "none"}  (k ${step.decode.k[i]}, accepted ${(step.decode.accepted || [])[i] ?? "unknown"})`);
+        if (step.decode.k[i]) lines.push(`  draft   ${((step.decode.drafts || [])[i] || []).map((t) => this.token(t)).join("  ")}`);
+        lines.push(`  keep    ${fresh.map((t) => this.token(t)).join("  ") || "none"}  (k ${step.decode.k[i]}, accepted ${(step.decode.accepted || [])[i] ?? "unknown"})`);
       });
     }
     for (const [number, state, lane] of step.sequences || []) lines.push(`sequence ${number}: now ${state}${lane === null ? "" : " in lane " + lane}`);

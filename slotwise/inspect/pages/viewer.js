@@ -73,26 +73,33 @@ function buildRoles() {
   }
 }
 
-// Pages side by side, each a block of its slots in one row; as many in a line as fit.
+// Pages side by side, each a block of its slots in one row with its owner below; as many in a line as fit.
+const OWNER = 12;
 function drawMap(map, paint) {
   const { role } = map, size = role.page_size, shown = Math.min(role.pages, history_.used[role.role] + 2) + 1;
   const width = Math.max(300, byId("roles").clientWidth);
   let px = 16;
-  while (px > 3 && Math.ceil(shown / Math.max(1, Math.floor(width / (size * px + 6)))) * (px + 4) > 520) px--;
+  while (px > 3 && Math.ceil(shown / Math.max(1, Math.floor(width / (size * px + 6)))) * (px + 4 + OWNER) > 640) px--;
   px = Math.max(2, Math.min(px, Math.floor((width - 6) / size)));
   map.cell = px;
   map.columns = Math.max(1, Math.floor(width / (size * px + 6)));
   const lines = Math.ceil(shown / map.columns);
-  const pen = fit(map.canvas, width, lines * (px + 4) + 2);
+  const pen = fit(map.canvas, width, lines * (px + 4 + OWNER) + 2);
   map.slots = history_.slots(current, after, role);
+  const owners = history_.owners(current, after, role);
   for (let page = 0; page < shown; page++) {
-    const x0 = (page % map.columns) * (size * px + 6), y0 = Math.floor(page / map.columns) * (px + 4);
+    const x0 = (page % map.columns) * (size * px + 6), y0 = Math.floor(page / map.columns) * (px + 4 + OWNER);
     pen.fillStyle = paint.page;
     pen.fillRect(x0, y0 + px, size * px - 1, 1.5);
     for (let i = 0; i < size; i++) {
       const found = map.slots.get(page * size + i);
       cell(pen, x0 + i * px, y0, px, found ? found.state : "free", paint);
     }
+    pen.font = "10px system-ui, sans-serif";
+    pen.textAlign = "left";
+    pen.textBaseline = "top";
+    pen.fillStyle = colour("faint");
+    pen.fillText(owners.get(page) || "", x0, y0 + px + 3, size * px);
   }
   map.note.textContent = shown <= role.pages
     ? `${role.pages} pages of ${size} slots and a scratch page; ${role.pages + 1 - shown} pages are never used and not drawn`
@@ -103,14 +110,14 @@ function hover(map, event) {
   const box = map.canvas.getBoundingClientRect(), size = map.role.page_size;
   const x = event.clientX - box.left, y = event.clientY - box.top;
   const column = Math.floor(x / (size * map.cell + 6)), within = Math.floor((x - column * (size * map.cell + 6)) / map.cell);
-  const page = Math.floor(y / (map.cell + 4)) * map.columns + column;
+  const page = Math.floor(y / (map.cell + 4 + OWNER)) * map.columns + column;
   if (within < 0 || within >= size || column >= map.columns || page > map.role.pages) return;
   const slot = page * size + within, found = map.slots.get(slot);
   const lines = [`${map.role.role} slot ${slot}: page ${page}, place ${within}`, found ? found.state : "free"];
   if (found && found.position !== undefined) {
     const token = (history_.tokens[found.sequence] || [])[found.position];
     lines.push(`sequence ${found.sequence ?? "?"} (lane ${found.lane}), position ${found.position}`);
-    if (found.state !== "rejected" && token !== undefined) lines.push(`token ${token}`);
+    if (found.state !== "rejected" && token !== undefined) lines.push(`token ${history_.token(token)}`);
     if (found.holders > 1) lines.push(`held by ${found.holders} sequences`);
   }
   byId("hover").textContent = lines.join("\n");
