@@ -75,6 +75,14 @@ class Prefiller:
         found = target.pool.find_prefix(sequence.tokens, usable // target.page_size)
         return found[: len(found) // stride * stride]
 
+    def may_share(self, sequence: Sequence) -> bool:
+        """Whether the prompt of a sequence has a beginning that it could take from another with that prompt."""
+        if not self._plan.options.share_prefixes or _wants_prompt(sequence):
+            return False
+        page_size = self._ledger[TARGET].page_size
+        least = page_size if self._plan.prefill_is_invariant else math.lcm(self._grid, page_size)
+        return sequence.prompt_length > least
+
     def find_draft_prefix(self, sequence: Sequence) -> list[int]:
         """The same for the draft role: what the draft model computes never changes the output, so any pages will do."""
         draft = self._ledger[DRAFT]

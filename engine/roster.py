@@ -53,6 +53,8 @@ class Roster:
         failed: list[Sequence] = []
         while self.waiting and self._lanes.free:
             sequence, pool = self.waiting[0], self._ledger[TARGET].pool
+            if self._will_share(sequence):
+                break
             prefix = self._prefiller.find_prefix(sequence)
             pages = -(-(len(sequence.tokens) + 1) // pool.page_size) - len(prefix)
             # A prefix page that nobody holds is no longer evictable once it is shared.
@@ -96,6 +98,11 @@ class Roster:
                 self._drafter.extend(sequence.lane, fresh)
             except Exception as error:
                 self.finish(sequence, "error", as_fault(error, sequence.id, "telling the drafter of its tokens"))
+
+    def _will_share(self, sequence: Sequence) -> bool:
+        """Whether the same prompt is being filled, so that this one takes its pages when it waits for them."""
+        prompt = sequence.request.prompt_ids
+        return self._prefiller.may_share(sequence) and any(s.request.prompt_ids == prompt for s in self.filling)
 
     def _promised(self) -> int:
         """Pages that admitted sequences still need for the tokens they have: not there for others to count on."""

@@ -310,6 +310,13 @@ def test_n_completions_are_those_of_their_seeds(llm: LLM) -> None:
         llm.stream(STORY, sampling)
 
 
+def test_n_completions_fill_their_prompt_once(llm: LLM) -> None:
+    prompt = llm.tokenizer.encode(STORY * 12)
+    found = llm.generate(prompt, Sampling(max_new_tokens=3, temperature=1.0, n=3))
+    assert found.stats.shared_tokens < len(prompt)
+    assert all(each.stats.shared_tokens > 0 for each in found.alternatives)
+
+
 def test_seeds_that_are_drawn_are_whole_numbers_in_json(llm: LLM) -> None:
     seeds = [llm.generate(STORY, Sampling(max_new_tokens=1)).stats.seed for _ in range(4)]
     assert all(0 <= seed < 2**53 for seed in seeds)
