@@ -62,11 +62,18 @@ KEYWORDS = (*[each.name for each in PARAMETERS if each.fate == "acts"][1:], "tem
 _BY_NAME = {each.name: each for each in PARAMETERS}
 
 
+def is_parameter(name: str) -> bool:
+    """Whether `apply_chat_template` has a parameter of that name."""
+    return name in _BY_NAME
+
+
 def refuse_unknown(names: Iterable[str]) -> None:
     """Raise OptionError for the first of `names`, which no chat takes."""
     for name in names:
         known = _BY_NAME.get(name)
-        if known is not None and known.fate != "acts":
+        if known is not None and known.fate == "acts":
+            raise OptionError(f"chat: {name!r} {known.says}")
+        if known is not None:
             why = "has no meaning when generating" if known.fate == "no meaning" else "is not offered"
             raise OptionError(f"chat: {name!r} {why}: {known.says}; leave it out")
         hint = nearest(name, KEYWORDS)
@@ -79,5 +86,7 @@ def refuse_unknown(names: Iterable[str]) -> None:
 def refuse_parameters(names: Iterable[str]) -> None:
     """Raise OptionError for a template variable that is a parameter of its own."""
     for name in names:
+        if name in _BY_NAME and name not in KEYWORDS:
+            refuse_unknown([name])
         if name in _BY_NAME or name == "messages":
             raise OptionError(f"template_variables: {name!r} is no variable; give {name!r} by itself")

@@ -17,7 +17,7 @@ from types import CodeType
 from jinja2 import Template, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
-from slotwise.core.errors import CheckpointError, RequestError, SlotwiseError, nearest
+from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError, nearest
 from slotwise.models.chat_parameters import refuse_parameters, refuse_unknown
 from slotwise.models.config import read_json_object
 from slotwise.models.continuation import Continuation
@@ -90,6 +90,13 @@ class ChatTemplate:
         for more work or text than any chat needs.
         """
         refuse_unknown(unknown)
+        if not isinstance(add_generation_prompt, bool | None):
+            raise OptionError(f"add_generation_prompt must be true, false or None, is {add_generation_prompt!r:.80}")
+        if not isinstance(continue_final_message, bool | str) or continue_final_message == "":
+            raise OptionError(
+                "continue_final_message must be true, false or the name of a message's field, such as "
+                f"'reasoning_content', is {continue_final_message!r:.80}"
+            )
         if add_generation_prompt is None:
             add_generation_prompt = not continue_final_message
         elif add_generation_prompt and continue_final_message:
@@ -107,7 +114,7 @@ class ChatTemplate:
             **given,
             "documents": None if documents is None else _documents(documents),
             "tools": None if tools is None else tool_schemas(tools),
-            "add_generation_prompt": bool(add_generation_prompt),
+            "add_generation_prompt": add_generation_prompt,
         }
         takes_parts = self._reads_parts(program)
         said = normalised(messages, takes_parts, program.mentions)
@@ -188,7 +195,8 @@ class _Program:
         return self._run([{"content": "", **message} for message in messages], variables)
 
     def _run(self, messages: Sequence[Message], variables: Mapping[str, object]) -> str:
-        environment = MeteredEnvironment()
+        given = [messages, *(variables[name] for name in ("tools", "documents") if name in variables)]
+        environment = MeteredEnvironment(sum(len(each) for each in given if isinstance(each, Sequence)))
         template = Template.from_code(environment, self.code, environment.make_globals(None))
         try:
             text = template.render({**variables, "messages": list(messages)})

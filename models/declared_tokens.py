@@ -142,10 +142,19 @@ class _Names:
             for key, value in extra.items():
                 self.firm[key] = tuple(_declarations(key, value, reader, source))
             extra = None
+        for key, value in _saved_names(reader).items() if source == TOKENIZER_CONFIG else ():
+            # What stands under its own key is newer: transformers writes both.
+            self.firm.setdefault(key, tuple(_declarations(key, value, reader, source)))
         self.unnamed = tuple(_declarations(None, extra, reader, source, "extra_special_tokens"))
         self.hidden = tuple(_declarations(None, additional, reader, source, "additional_special_tokens"))
         if not self.unnamed:
             self.unnamed, self.hidden = self.hidden, ()
+
+
+def _saved_names(reader: ConfigReader) -> Mapping[str, object]:
+    """The names that are a model's own, as `save_pretrained` of transformers 5 keeps them."""
+    table = reader.optional_mapping("model_specific_special_tokens")
+    return {} if table is None else table.fields
 
 
 def _place(declaration: Declaration) -> int:

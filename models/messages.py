@@ -69,7 +69,8 @@ def _content(content: object, where: str, role: str, takes_parts: Callable[[str]
         return content
     if not isinstance(content, list | tuple):
         raise RequestError(f"{where} must be text or a list of parts, found {kind(content)}")
-    if handed_over and not all(isinstance(part, Mapping) and part.get("type") in _PARTS for part in content):
+    # An empty list is what a tool found: nothing.
+    if handed_over and not (content and all(isinstance(p, Mapping) and p.get("type") in _PARTS for p in content)):
         return content
     parts = [_part(part, f"{where}[{position}]") for position, part in enumerate(content)]
     return parts if takes_parts(role) else "".join(str(part["text"]) for part in parts)
@@ -108,8 +109,10 @@ def _calls(calls: object, where: str) -> object:
 
 def _with_arguments(call: Message, where: str) -> Message:
     given = call.get("arguments", {})
-    if given is not None and not isinstance(given, str):
+    if isinstance(given, Mapping):
         return call
+    if given is not None and not isinstance(given, str):
+        raise RequestError(f"{where}['arguments'] must be a mapping or its JSON text, found {kind(given)}")
     text = given if given and given.strip() else "{}"  # a call without arguments, as some servers write it
     try:
         arguments = json.loads(text)

@@ -1,6 +1,6 @@
 """How much a chat template may do: the budget of one render, and what is counted against it.
 
-What always holds: steps only grow, and the first beyond `MAX_STEPS` raises; a value is admitted only once its size,
+What always holds: steps only grow, and the first beyond the budget raises; a value is admitted only once its size,
 its entries' sizes included, is within bounds. One render owns one `Meter`; nothing is shared between renders.
 """
 
@@ -16,6 +16,7 @@ from jinja2.utils import Namespace
 from slotwise.models.plain_data import WrittenMapping
 
 MAX_STEPS = 2_000_000  # also the most entries that a list can have, since each one is a step
+STEPS_PER_ENTRY = 20_000  # more, for each message, tool and document: gpt-oss looks at all later ones from each
 MAX_TEXT = 10_000_000  # characters in one value, and in the output
 MAX_BITS = 16_384  # of an integer: Python prints no more than 4300 digits
 _CHARACTERS_PER_STEP = 256
@@ -33,19 +34,21 @@ class TemplateRefusalError(TemplateError):
 class Meter:
     """Counts the work of one render.
 
+    `entries` is how many messages, tools and documents the render is given: a caller's long conversation may take long.
     Sizes of lists and mappings are remembered where no namespace is in them: templates cannot change them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, entries: int = 0) -> None:
         self.steps = 0
+        self.most_steps = MAX_STEPS + STEPS_PER_ENTRY * entries
         self.emitted = 0
         self._sizes: dict[int, tuple[object, int]] = {}
 
     def spend(self, steps: int) -> None:
         """Count `steps`; raises `TemplateLimitError` beyond the budget."""
         self.steps += steps
-        if self.steps > MAX_STEPS:
-            raise TemplateLimitError(f"the template takes more than {MAX_STEPS} steps; it may loop without end")
+        if self.steps > self.most_steps:
+            raise TemplateLimitError(f"the template takes more than {self.most_steps} steps; it may loop without end")
 
     def expect(self, size: int) -> None:
         """Refuse a value of more than `MAX_TEXT` characters before it is made."""

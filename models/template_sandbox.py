@@ -48,16 +48,19 @@ class GenerationTag(Extension):
 
 
 class MeteredEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox of one render, or of one compilation; its `meter` belongs to it alone."""
+    """The sandbox of one render, or of one compilation; its `meter` belongs to it alone.
+
+    `entries` is how many messages, tools and documents the render is given.
+    """
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
-    def __init__(self) -> None:
+    def __init__(self, entries: int = 0) -> None:
         # Not optimized: folding constants would run filters before anything is counted.
         super().__init__(
             trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols], optimized=False
         )
-        meter = self.meter = Meter()
+        meter = self.meter = Meter(entries)
         self._methods = Methods(meter)
         self._offered = Filters(self, meter)
         self.globals = {

@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from slotwise.core.errors import OptionError, nearest
 from slotwise.engine.sampling import Sampling
-from slotwise.models.chat_parameters import refuse_unknown
+from slotwise.models.chat_parameters import is_parameter, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +39,8 @@ def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
 
 def _refusal(function: Callable[..., object], name: str, known: list[str]) -> str:
     called = function.__qualname__.removesuffix(".__init__")
+    if "template_variables" in known and is_parameter(name):
+        refuse_unknown([name])
     asked = [each.name for each in fields(Sampling)]
     if "sampling" in known and not nearest(name, known) and (name in asked or nearest(name, asked)):
         field = name if name in asked else nearest(name, asked).split("'")[1]

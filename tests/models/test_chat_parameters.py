@@ -51,10 +51,37 @@ def test_an_unknown_keyword_is_refused_with_the_nearest_one() -> None:
         ChatTemplate(TURNS, "mine").render(HELLO, enable_thinking=False)
 
 
-@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "continue_final_message", "padding"])
+@pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "continue_final_message", "documents"])
 def test_a_parameter_is_no_template_variable(name: str) -> None:
     with pytest.raises(OptionError, match=f"'{name}' is no variable; give '{name}' by itself"):
         ChatTemplate(TURNS, "mine").render(HELLO, template_variables={name: True})
+
+
+@pytest.mark.parametrize("parameter", [each for each in PARAMETERS if each.name not in KEYWORDS], ids=lambda e: e.name)
+@pytest.mark.parametrize("method", [LLM.chat, LLM.stream_chat, LLM.chat_prompt])
+def test_advice_on_a_parameter_is_that_of_its_line_and_leads_in_no_circle(method: Any, parameter: Any) -> None:
+    llm = object.__new__(LLM)
+    llm._template = ChatTemplate(TURNS, "mine")
+    for keywords in ({parameter.name: True}, {"template_variables": {parameter.name: True}}):
+        with pytest.raises(OptionError, match=re.escape(parameter.says)) as refused:
+            method(llm, HELLO, **keywords)
+        assert "sampling=" not in str(refused.value)
+        assert "by itself" not in str(refused.value)
+
+
+def test_the_first_argument_is_named_where_it_is_given_by_its_name_in_transformers() -> None:
+    with pytest.raises(OptionError, match="'conversation' is `messages`, the first argument"):
+        ChatTemplate(TURNS, "mine").render(HELLO, conversation=HELLO)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [("add_generation_prompt", ["no", 0, 1, []]), ("continue_final_message", [5, "", 0, None, ["content"]])],
+)
+def test_a_switch_takes_what_it_can_mean_alone(keyword: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(OptionError, match=f"{keyword} must be true, false or"):
+            ChatTemplate(TURNS, "mine").render(HELLO, **{keyword: value})
 
 
 def test_template_variables_reach_the_template_and_come_before_special_tokens() -> None:

@@ -133,6 +133,8 @@ SHAPES: dict[str, Shape] = {
     "no content": Shape([HELLO, without(CALLED, "content"), result(), ANSWER, MORE], options=TOOLS),
     "a result as a mapping": Shape([HELLO, CALLED, result({"output": "sunny", "t": 3}), MORE], options=TOOLS),
     "a result as a list": Shape([HELLO, CALLED, result([{"output": "sunny"}]), MORE], options=TOOLS),
+    "a result of nothing": Shape([HELLO, CALLED, result([]), MORE], options=TOOLS),
+    "a result of nothing, as a mapping": Shape([HELLO, CALLED, result({}), MORE], options=TOOLS),
     "a result of many lines": Shape([HELLO, CALLED, result('{"t": 3}\n"x"'), MORE], options=TOOLS),
     "reasoning_content": Shape([HELLO, {**ANSWER, "reasoning_content": "why so"}, MORE], [HELLO, REASONED, MORE]),
     "thinking": Shape([HELLO, {**ANSWER, "thinking": "why so"}, MORE], [HELLO, REASONED, MORE]),
@@ -203,7 +205,7 @@ def given(name: str, shape: Shape) -> list[dict[str, Any]]:
     found = []
     for message in shape.said if shape.instead is None else shape.instead:
         content = message.get("content")
-        if isinstance(content, list) and all("text" in part for part in content):
+        if isinstance(content, list) and content and all("text" in part for part in content):
             if message["role"] not in READS_PARTS.get(name, ()):
                 content = "".join(part["text"] for part in content)
             message = {**message, "content": content}

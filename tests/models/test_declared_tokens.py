@@ -91,6 +91,8 @@ def test_any_files_together_mean_what_they_mean_to_transformers(
         ("tokenizer_config.json", {"eos_token": {"content": "x", "lstrip": 1}}, "'lstrip' must be true or false"),
         ("tokenizer_config.json", {"extra_special_tokens": 3}, "'extra_special_tokens' must be the text"),
         ("tokenizer_config.json", {"extra_special_tokens": {"x": 3}}, "'x' must be the text of a token"),
+        ("tokenizer_config.json", {"model_specific_special_tokens": {"x": 3}}, "'x' must be the text of a token"),
+        ("tokenizer_config.json", {"model_specific_special_tokens": ["x"]}, "'model_specific_special_tokens' must be"),
         ("tokenizer_config.json", {"additional_special_tokens": [[]]}, "'additional_special_tokens' must be"),
         ("tokenizer_config.json", {"added_tokens_decoder": []}, "'added_tokens_decoder' must be an object"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}, "must map a token id"),

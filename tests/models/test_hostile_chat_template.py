@@ -184,6 +184,17 @@ def test_the_limits_leave_room_for_long_chats() -> None:
     assert len(ChatTemplate(source, "mine").render(long)) == 2000 * 1004 + 4
 
 
+def test_a_long_conversation_may_be_looked_through_from_each_of_its_messages() -> None:
+    source = (
+        "{% for m in messages %}{% for n in messages[loop.index:] %}{% if n.role == 'tool' and n.content == m.role %}"
+        "{{ n.content }}{% endif %}{% endfor %}{% endfor %}done"
+    )
+    assert ChatTemplate(source, "mine").render([{"role": "user", "content": "x"}] * 600) == "done"
+    alone = source.replace("messages", "range(600)").replace("[loop.index:]", "")
+    with pytest.raises(CheckpointError, match="may loop without end"):
+        ChatTemplate(alone, "mine").render(HELLO)
+
+
 @pytest.mark.parametrize(
     "body", ["{{ x }}", "z" * 10_000, "{% set y %}{{ x }}{% endset %}", "{% filter upper %}{{ x }}{% endfilter %}"]
 )

@@ -141,6 +141,8 @@ def test_a_call_without_arguments_has_an_empty_mapping(written: Any) -> None:
         ({"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}, r"\['function'\]\['arguments'\] must "
          "be a mapping or its JSON text"),
         ({"role": "assistant", "tool_calls": [{"arguments": "[1]"}]}, "found the JSON text of a list"),
+        ({"role": "assistant", "tool_calls": [{"arguments": 5}]}, r"\['arguments'\] must be a mapping or its JSON"),
+        ({"role": "assistant", "tool_calls": [{"function": {"arguments": [1]}}]}, "its JSON text, found a list"),
         ({"role": "assistant", "tool_calls": [{"arguments": "[" * 99999}]}, "must be a mapping or its JSON text"),
         ({"role": "assistant", "tool_calls": [{"arguments": '{"a":' * 90 + "1" + "}" * 90}]}, "nested more than 64"),
         ([HELLO], "must be a mapping with 'role' and 'content', found a list"),

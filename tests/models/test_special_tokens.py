@@ -78,6 +78,26 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[AddedToken, ...]]]
     "extra_special_tokens, a list": ({"extra_special_tokens": ["<hid>", "<two>"]}, {}, ()),
     "extra_special_tokens, a mapping": ({"extra_special_tokens": {"tool_token": "<hid>", "two": "<two>"}}, {}, ()),
     "a mapping that overrules a name": ({"extra_special_tokens": {"eos_token": "<hid>"}}, {}, ()),
+    "names as transformers 5 saves them": (
+        {"model_specific_special_tokens": {"tool_token": "<hid>", "eot_token": "<two>", "pad_token": "<|end|>"}},
+        {},
+        (),
+    ),
+    "saved names beside the list of ids": (
+        {"model_specific_special_tokens": {"tool_token": "<hid>"}, **at(FREE, "<two>")},
+        {},
+        (),
+    ),
+    "saved names, each under its own key too": (
+        {"model_specific_special_tokens": {"a_token": "<hid>"}, "b_token": "<two>", "a_token": "<hid>"},
+        {},
+        (),
+    ),
+    "saved names and a map": (
+        {"model_specific_special_tokens": {"tool_token": "<hid>"}},
+        {"special_tokens_map.json": {"tool_token": "<two>", "pad_token": "<two>"}},
+        (),
+    ),
     "a mapping beside a list": (
         {"extra_special_tokens": {"tool_token": "<hid>"}, "additional_special_tokens": ["<two>"]},
         {},

@@ -112,6 +112,13 @@ def test_forms_that_transformers_refuses_name_tokens(tmp_path: Path, value: Any)
         theirs(folder)
 
 
+def test_saved_names_of_a_model_count_beside_another_name_of_its_own(tmp_path: Path) -> None:
+    config = {**PLAIN, "model_specific_special_tokens": {"eot_token": "<new>"}, "image_token": "<|end|>"}
+    folder = checkpoint(tmp_path, config)
+    assert record(folder).variables["eot_token"] == "<new>"
+    assert "eot_token" not in theirs(folder).special_tokens_map
+
+
 def test_a_named_token_is_special_whatever_the_files_flag(tmp_path: Path) -> None:
     token = AddedToken("<hid>", special=False, normalized=False)
     folder = checkpoint(tmp_path, {**PLAIN, "pad_token": "<hid>", "added_tokens_decoder": {}}, added=(token,))
