@@ -19,7 +19,7 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
 from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError, nearest
 from slotwise.models.chat_parameters import refuse_parameters, refuse_unknown
-from slotwise.models.config import read_json_object
+from slotwise.models.config import is_there, read_json_object
 from slotwise.models.continuation import Continuation
 from slotwise.models.declared_tokens import DeclaredTokens
 from slotwise.models.folder import existing_folder
@@ -55,7 +55,7 @@ class ChatTemplate:
         """
         root = existing_folder(folder)
         config_file = root / "tokenizer_config.json"
-        config = read_json_object(config_file) if config_file.exists() else {}
+        config = read_json_object(config_file) if is_there(config_file) else {}
         found = find_templates(root, config)
         if special_tokens is None:
             special_tokens = DeclaredTokens.load(root).variables

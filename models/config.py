@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ UPPER_BOUNDS: Mapping[str, int] = {
     "sliding_window": 2**31,
 }
 _ANY_INT = 2**31
+
+
+def is_there(path: Path) -> bool:
+    """Whether a folder has a file of this name; one that points to nothing is there, and cannot be read."""
+    return os.path.lexists(path)
 
 
 def read_bounded(path: Path, at_most: int) -> bytes:

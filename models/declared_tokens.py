@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import AddedToken
 
 from slotwise.core.errors import CheckpointError
-from slotwise.models.config import ConfigReader, read_json_object, shown
+from slotwise.models.config import ConfigReader, is_there, read_json_object, shown
 from slotwise.models.folder import existing_folder
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -243,4 +243,4 @@ def _end_ids(generation: ConfigReader, model: ConfigReader) -> Iterator[tuple[in
 
 
 def _reader(path: Path) -> ConfigReader:
-    return ConfigReader(read_json_object(path) if path.exists() else {}, str(path))
+    return ConfigReader(read_json_object(path) if is_there(path) else {}, str(path))

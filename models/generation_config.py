@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from slotwise.core.errors import CheckpointError
-from slotwise.models.config import ConfigReader, read_json_object
+from slotwise.models.config import ConfigReader, is_there, read_json_object
 from slotwise.models.folder import existing_folder
 from slotwise.models.generation_fields import FIELDS
 
@@ -44,7 +44,7 @@ class GenerationDefaults:
     def load(cls, folder: str | os.PathLike[str]) -> GenerationDefaults:
         """Read the file of a checkpoint folder, which may be absent. Raises `CheckpointError` where it is no object."""
         file = existing_folder(folder) / "generation_config.json"
-        return cls(read_json_object(file) if file.exists() else {}, str(file))
+        return cls(read_json_object(file) if is_there(file) else {}, str(file))
 
     def suggested(self, eos_ids: tuple[int, ...]) -> dict[str, Any]:
         """The keywords of a `Sampling` that samples so; `eos_ids` are the model's ends.

@@ -96,7 +96,8 @@ def settle(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> Spe
         for each in (*unnamed, *(each for _, each in declared.listed))
         if each.entry.content not in named
     }
-    special = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.special}
+    added = backend.get_added_tokens_decoder()
+    special = {token.content: index for index, token in added.items() if token.special}
     ends = [
         *declared.end_ids,
         *((placed(each).id, each.source) for each in names if each.name in END_NAMES),
@@ -108,7 +109,7 @@ def settle(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> Spe
         tuple(
             End(
                 index,
-                backend.id_to_token(index),
+                added[index].content if index in added else backend.id_to_token(index),
                 tuple(dict.fromkeys(source for other, source in ends if other == index)),
             )
             for index in dict.fromkeys(index for index, _ in ends)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slotwise.core.errors import CheckpointError
-from slotwise.models.config import ConfigReader, read_bounded, read_json_object, shown
+from slotwise.models.config import ConfigReader, is_there, read_bounded, read_json_object, shown
 
 TEMPLATE_BYTES = 128 * 2**10
 DEFAULT = "default"
@@ -35,14 +35,14 @@ def find_templates(root: Path, config: Mapping[str, object]) -> FoundTemplates:
     config_file, jinja_file, json_file = (
         root / name for name in ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
     )
-    by_name = {DEFAULT: _text(jinja_file)} if jinja_file.exists() else {}
+    by_name = {DEFAULT: _text(jinja_file)} if is_there(jinja_file) else {}
     others = sorted((root / "additional_chat_templates").glob("*.jinja"))
     if len(others) > _MAX_TEMPLATES:
         raise CheckpointError(f"{root}: expected at most {_MAX_TEMPLATES} chat templates, found {len(others)}")
     by_name |= {file.name.removesuffix(".jinja"): _text(file) for file in others}
     if by_name:
         return FoundTemplates(by_name, str(jinja_file if DEFAULT in by_name else others[0].parent))
-    if json_file.exists():
+    if is_there(json_file):
         return FoundTemplates(_configured(ConfigReader(read_json_object(json_file), str(json_file))), str(json_file))
     return FoundTemplates(_configured(ConfigReader(config, str(config_file))), str(config_file))
 

@@ -102,11 +102,13 @@ class AsyncLLM:
         request = self._request(prompt, self._llm._one(sampling))
         return AsyncStream(self, _Answer(self._worker, request, in_pieces=True))
 
+    @known_keywords
     async def chat(self, messages: Messages, sampling: Sampling | None = None, **options: Any) -> Completion:
         """Complete a conversation, as `LLM.chat` does."""
         prompt = await self._worker.call(lambda: self._llm.chat_prompt(messages, **options))
         return await self.generate(prompt, sampling)
 
+    @known_keywords
     def stream_chat(self, messages: Messages, sampling: Sampling | None = None, **options: Any) -> AsyncStream:
         """`chat`, piece by piece."""
 

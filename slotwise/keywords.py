@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from slotwise.core.errors import OptionError, nearest
 from slotwise.engine.sampling import Sampling
-from slotwise.models.chat_parameters import is_parameter, refuse_unknown
+from slotwise.models.chat_parameters import KEYWORDS, is_parameter, refuse_unknown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,6 +26,8 @@ def known_keywords(function: Callable[P, R]) -> Callable[P, R]:
     parameters = inspect.signature(function).parameters.values()
     known = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     known = [name for name in known if name != "self"]
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):  # what goes on to a chat
+        known += KEYWORDS
 
     @functools.wraps(function)
     def checked(*arguments: P.args, **keywords: P.kwargs) -> R:

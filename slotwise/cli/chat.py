@@ -50,7 +50,7 @@ def run(parsed: argparse.Namespace) -> int:
     template = _template_of(parsed)
     llm = load(parsed)
     sampling = sampling_of(parsed, llm)
-    opening = [{"role": "system", "content": parsed.system}] if parsed.system else []
+    opening = [{"role": "system", "content": parsed.system}] if parsed.system is not None else []
     # A checkpoint without a template is refused before anyone types.
     llm.chat_prompt([*opening, {"role": "user", "content": "?"}], **template)
     if isinstance(sys.stdin, io.TextIOWrapper):

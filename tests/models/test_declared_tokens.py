@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from slotwise.core.errors import CheckpointError, SlotwiseError
+from slotwise.models.chat_template import ChatTemplate
 from slotwise.models.declared_tokens import ADDED_TOKENS, STANDARD_NAMES, TOKEN_MAP, TOKENIZER_CONFIG
 from slotwise.models.tokenizer import Tokenizer
 
@@ -118,6 +120,17 @@ def test_what_is_no_token_is_refused_by_its_file(tmp_path: Path, name: str, cont
 
 
 FILES = [TOKENIZER_CONFIG, TOKEN_MAP, ADDED_TOKENS, "config.json", "generation_config.json"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "tokenizer.json", "chat_template.jinja", "chat_template.json"])
+def test_a_file_that_points_to_nothing_is_not_taken_for_none(tmp_path: Path, name: str) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "never downloaded")
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: cannot be read \(No such file"):
+        ChatTemplate.load(folder, Tokenizer.load(folder).special_tokens.variables)
+
+
 LISTING = ["extra_special_tokens", "additional_special_tokens", "added_tokens_decoder"]
 KEYS = st.sampled_from([*STANDARD_NAMES, "x_token", *LISTING, "eos_token_id"])
 INNER_KEYS = st.sampled_from(["content", "special", "5", "x"])

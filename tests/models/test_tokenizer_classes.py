@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Backend
 
+from slotwise.engine.detokenize import TokenPieces
 from slotwise.models.declared_tokens import STANDARD_NAMES
 from slotwise.models.special_tokens import End
 from slotwise.models.tokenizer import Tokenizer
@@ -117,6 +118,19 @@ def test_saved_names_of_a_model_count_beside_another_name_of_its_own(tmp_path: P
     folder = checkpoint(tmp_path, config)
     assert record(folder).variables["eot_token"] == "<new>"
     assert "eot_token" not in theirs(folder).special_tokens_map
+
+
+def test_a_special_token_that_the_normalizer_changes_is_left_out_of_text(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, PLAIN)
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.normalizer = normalizers.Prepend("x")
+    backend.add_special_tokens([AddedToken("<hid>", normalized=True)])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer, pieces = Tokenizer.load(folder), TokenPieces(Backend.from_file(str(folder / "tokenizer.json")))
+    assert tokenizer.decode([FREE]) == "" == pieces.opening(FREE).decode()
+    assert theirs(folder).decode([FREE], skip_special_tokens=True) == "x<hid>"
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": FREE}))
+    assert [(end.id, end.content) for end in record(folder).ends] == [(FREE, "<hid>"), (2, "<|end|>")]
 
 
 def test_a_named_token_is_special_whatever_the_files_flag(tmp_path: Path) -> None:

@@ -115,6 +115,11 @@ def test_conversations_are_rendered_by_the_template(talkative: Path) -> None:
             with pytest.raises(RequestError):
                 await model.stream_chat([{"content": 3}], SHORT).__anext__()
             assert model.tokenizer.decode(model.tokenizer.encode(STORY)).endswith(STORY)
+            for method in (model.chat, model.stream_chat):
+                with pytest.raises(OptionError, match=r"sampling=slotwise\.Sampling\(max_new_tokens=\.\.\.\)"):
+                    method(messages, max_tokens=3)
+                with pytest.raises(OptionError, match="'tokenize' has no meaning when generating"):
+                    method(messages, tokenize=True)
 
     asyncio.run(main())
 

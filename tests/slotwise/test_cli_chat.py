@@ -62,6 +62,12 @@ def test_a_system_message_opens_every_conversation(chat: Any, answer: Any) -> No
     assert done.out == f"{answer('Hello', system='Be kind')}\n" * 2
 
 
+def test_a_system_message_without_text_is_one(chat: Any, answer: Any) -> None:
+    done = chat("Hello", options=("--system", ""))
+    assert done.out == f"{answer('Hello', system='')}\n"
+    assert answer("Hello", system="") != answer("Hello")
+
+
 def test_a_chat_template_and_its_variables_can_be_given(chat: Any, talkative: Path, tmp_path: Path) -> None:
     source = "{{ mood }}{% if loud %}!{% endif %} {% for m in messages %}{{ m.content }}{% endfor %}"
     (tmp_path / "mine.jinja").write_text(source)
