@@ -25,8 +25,8 @@ from gguf import GGMLQuantizationType, dequantize
 for package in ("gguf", "numpy", "ml_dtypes"):
     print(package, version(package))
 
-# Codes 0, 1, 2, 3 stand for 0, 0.5, 1, 1.5. The block's first 16 elements are the low nibbles, the others the high ones.
-print("\nA block a line: its scale byte, the scale as ml_dtypes reads it, the weights 0, 0.5, 1, 1.5 as gguf reads them.")
+# Codes 0, 1, 2, 3 stand for 0, 0.5, 1, 1.5; the first 16 elements of a block are its low nibbles.
+print("\nA block a line: its scale byte, the scale by ml_dtypes, the weights 0, 0.5, 1, 1.5 by gguf")
 weights = {}
 for scale in (127, 128, 254, 255):
     block = np.zeros((1, 17), dtype=np.uint8)
