@@ -117,6 +117,11 @@ class Engine:
             raise OptionError(f"n: a request is for one completion, found {sampling.n}; LLM.generate adds n of them")
         requested = sampling.budget(len(prompt))
         granted = self.granted(request)
+        if not granted and sampling.prompt_logprobs is not None:
+            raise OptionError(
+                f"prompt_logprobs: a prompt of {len(prompt)} tokens leaves no room for a new one, so it is not run; "
+                "raise max_length or capacity, or take log-probabilities from LLM.logits"
+            )
         pieces = self._pieces
         shown = pieces if pieces is None or sampling.skip_special_tokens else pieces.with_special
         silent = {} if shown is None else shown.silent

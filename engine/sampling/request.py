@@ -88,7 +88,7 @@ class Sampling:
     ignore_eos: bool = False
     """Go on past the model's end-of-sequence tokens (`stop_token_ids` still stop)."""
     seed: int | None = None
-    """0 <= seed < 2**64 makes the output repeatable; None lets the engine draw one."""
+    """0 <= seed < 2**64 makes the output repeatable; None, or -1, lets the engine draw one."""
     logprobs: int | None = None
     """None reports none; n reports each chosen token's log-probability and those of the n most likely; -1 of all."""
     prompt_logprobs: int | None = None
@@ -104,13 +104,13 @@ class Sampling:
                 put(name, values.integer(name, getattr(self, name), 1, MAX_COUNT, note=note))
         for name in ("min_new_tokens", "min_length", "no_repeat_ngram_size"):
             put(name, values.integer(name, getattr(self, name), 0, MAX_COUNT))
-        put("n", values.integer("n", self.n, 1, MAX_COUNT))
+        put("n", values.integer("n", self.n, 1, values.MAX_COMPLETIONS))
         temperature = values.real("temperature", self.temperature, 0)
         put("temperature", 0.0 if temperature < GREEDY_BELOW else temperature)
         put("top_k", max(values.integer("top_k", self.top_k, -1, MAX_COUNT, note=" (0 or -1 keeps all tokens)"), 0))
         for name in ("top_p", "min_p"):
             put(name, values.real(name, getattr(self, name), 0, 1))
-        put("repetition_penalty", values.real("repetition_penalty", self.repetition_penalty, 0, above=True))
+        put("repetition_penalty", values.real("repetition_penalty", self.repetition_penalty, values.SMALLEST))
         for name in ("frequency_penalty", "presence_penalty"):
             put(name, values.real(name, getattr(self, name), -values.LARGEST))
         biased, sequences = dict(values.bias(self.logit_bias)), values.sequence_bias(self.sequence_bias)
@@ -134,7 +134,8 @@ class Sampling:
         for name in ("include_stop", "skip_special_tokens", "ignore_eos"):
             put(name, values.truth(name, getattr(self, name)))
         if self.seed is not None:
-            put("seed", values.integer("seed", self.seed, 0, 2**64 - 1, note=", or None to have one drawn"))
+            seed = values.integer("seed", self.seed, -1, 2**64 - 1, note=" (-1, or None, has one drawn)")
+            put("seed", None if seed == -1 else seed)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 note = " (-1 for all tokens), or None for none"
@@ -187,8 +188,9 @@ class Sampling:
         if self.allowed_token_ids is not None and banned.issuperset(self.allowed_token_ids):
             raise OptionError("allowed_token_ids: all of them are banned, expected at least one to be left")
         if len(banned) >= vocab_size:
+            by = ", ".join(name for name in ("banned_tokens", "bad_words", "logit_bias") if getattr(self, name))
             raise OptionError(
-                f"banned_tokens: all {vocab_size} tokens of the vocabulary are banned, expected at least one to be left"
+                f"{by}: all {vocab_size} tokens of the vocabulary are banned, expected at least one to be left"
             )
 
     def _ids_by_field(self) -> Iterable[tuple[str, Iterable[int]]]:

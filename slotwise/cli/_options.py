@@ -157,6 +157,14 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         help="add X to a token's logit behind others (may be repeated)",
     )
     group.add_argument("--bad-words", action="append", metavar="TEXT", help="a word that never comes (may be repeated)")
+    group.add_argument(
+        "--bad-words-ids",
+        dest="bad_words",
+        type=_token_ids,
+        action="append",
+        metavar="ID,ID",
+        help="the same, as token ids (may be repeated)",
+    )
     group.add_argument("--banned-tokens", type=int, nargs="+", metavar="ID", help="tokens that never come")
     group.add_argument(
         "--begin-suppress-tokens", type=int, nargs="+", metavar="ID", help="tokens that never come first"
@@ -176,27 +184,41 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--ignore-generation-config", action="store_true", help="start from plain greedy, not from the checkpoint's"
     )
     group.add_argument("--seed", type=int, metavar="S", help="makes sampling repeatable")
-    group.add_argument(
-        "--logprobs", type=int, metavar="N", help="with --json, report log-probabilities and those of the N likeliest"
-    )
 
 
 def _bias(text: str) -> tuple[int, float]:
     """`ID=X`."""
-    token, _, number = text.partition("=")
-    return int(token), float(number)
+    try:
+        token, number = text.split("=")
+        return int(token), float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected ID=X, such as 42=-1.5 or 42=-inf, found {text!r}") from None
 
 
 def _sequence_bias(text: str) -> tuple[tuple[int, ...], float]:
     """`ID,ID=X`."""
-    ids, _, number = text.partition("=")
-    return tuple(int(token) for token in ids.split(",")), float(number)
+    try:
+        ids, number = text.split("=")
+        return _token_ids(ids), float(number)
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"expected ID,ID=X, such as 42,7=-1.5, found {text!r}") from None
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    """`ID,ID`."""
+    try:
+        return tuple(int(token) for token in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected token ids such as 42,7, found {text!r}") from None
 
 
 def _decay(text: str) -> tuple[int, float]:
     """`START,FACTOR`."""
-    start, _, factor = text.partition(",")
-    return int(start), float(factor)
+    try:
+        start, factor = text.split(",")
+        return int(start), float(factor)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected START,FACTOR, such as 50,1.05, found {text!r}") from None
 
 
 def load(parsed: argparse.Namespace) -> LLM:

@@ -34,6 +34,9 @@ def add_parser(commands: Any) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--n", type=int, metavar="N", help="completions of each prompt, with seeds S, S+1, ...")
     output.add_argument(
+        "--logprobs", type=int, metavar="N", help="with --json, log-probabilities of tokens and of the N likeliest"
+    )
+    output.add_argument(
         "--prompt-logprobs", type=int, metavar="N", help="with --json, log-probabilities of the prompt's tokens too"
     )
     output.add_argument("--json", action="store_true", help="one JSON object a prompt")
@@ -51,6 +54,9 @@ def run(parsed: argparse.Namespace) -> int:
     prompts = prompts_of(parsed)
     if parsed.tensors and not parsed.record:
         raise OptionError("--tensors says what --record keeps; give --record F too")
+    for option in ("logprobs", "prompt_logprobs"):
+        if getattr(parsed, option) is not None and not parsed.json:
+            raise OptionError(f"--{option.replace('_', '-')} says what --json reports; give --json too")
     llm = load(parsed)
     sampling = sampling_of(parsed, llm)
     recording = llm.record(parsed.record, tensors=parsed.tensors) if parsed.record else contextlib.nullcontext()

@@ -8,6 +8,7 @@ good up to there; the plan in the first line has a digest of its own and is read
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from dataclasses import dataclass
@@ -163,13 +164,21 @@ def _checked_header(path: str | Path, header: Json) -> Plan:
 def sampling_to_json(sampling: Sampling, seed: int) -> Json:
     """A request's sampling with the seed that was drawn for it."""
     found = dict(vars(sampling))
-    found["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
+    # Minus infinity, which bans, is no number of JSON; as text it is one that `float` reads.
+    found["logit_bias"] = [[token, _json_number(bias)] for token, bias in sampling.logit_bias.items()]
+    found["sequence_bias"] = [[ids, _json_number(bias)] for ids, bias in sampling.sequence_bias]
     return {**found, "seed": seed}
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def sampling_from_json(data: Json) -> Sampling:
     """The reverse; raises RecordingError for fields that this version does not know."""
     try:
-        return Sampling(**{**data, "logit_bias": {int(token): bias for token, bias in data["logit_bias"]}})
+        biases = {int(token): float(bias) for token, bias in data["logit_bias"]}
+        sequences = [(ids, float(bias)) for ids, bias in data.get("sequence_bias", ())]
+        return Sampling(**{**data, "logit_bias": biases, "sequence_bias": sequences})
     except (TypeError, KeyError, ValueError) as error:
         raise RecordingError(f"a recorded request has a sampling that this version does not read: {error}") from error

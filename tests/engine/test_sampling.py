@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,16 +66,16 @@ def test_an_integer_that_makes_no_sense_is_refused(name: str, value: Any) -> Non
         ("max_length", [1, None], [0]),
         ("min_new_tokens", [0, 2**31 - 1], [-1]),
         ("min_length", [0], [-1]),
-        ("n", [1, 5], [0, -1]),
+        ("n", [1, 5, 16384], [0, -1, 16385]),
         ("no_repeat_ngram_size", [0, 1], [-1]),
         ("temperature", [0, 1e-5, 1, 1e30], [-0.1, 1e39]),
         ("top_k", [0, 1], [-2]),
         ("top_p", [0, 1e-9, 1], [-0.001, 1.001]),
         ("min_p", [0, 1], [-0.001, 1.001]),
-        ("repetition_penalty", [1e-9, 100, 1e9], [0, -1]),
+        ("repetition_penalty", [1e-9, 100, 1e9], [0, -1, 1e-40]),
         ("frequency_penalty", [-1e9, 1e9], [-1e39, 1e39]),
         ("presence_penalty", [-1e9, 1e9], [-1e39, 1e39]),
-        ("seed", [0, 2**64 - 1, None], [-1, 2**64]),
+        ("seed", [0, 2**64 - 1, None], [-2, 2**64]),
         ("logprobs", [0, -1, 2**31 - 1, None], [-2]),
         ("prompt_logprobs", [0, -1, 2**31 - 1, None], [-2]),
     ],
@@ -127,8 +128,50 @@ def test_a_decay_that_makes_no_sense_is_refused(value: Any) -> None:
 
 
 def test_values_that_other_engines_have_for_off_are_off() -> None:
-    for options in ({"top_k": -1}, {"temperature": 1e-6}, {"stop": None}, {"allowed_token_ids": None}):
+    for options in ({"top_k": -1}, {"temperature": 1e-6}, {"stop": None}, {"allowed_token_ids": None}, {"seed": -1}):
         assert Sampling(**options) == Sampling()
+
+
+SCALARS: list[Any] = [
+    (np.array(3), 3),
+    (torch.tensor(3), 3),
+    (torch.tensor([1, 2]), [1, 2]),
+    (torch.tensor([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    ([torch.tensor(4), np.int32(5)], [4, 5]),
+    ([torch.tensor([4, 5]), np.array([6])], [[4, 5], [6]]),
+    (torch.tensor(0.5), 0.5),
+    (np.array(0.25), 0.25),
+    (torch.tensor(math.nan), math.nan),
+    (torch.tensor(True), True),
+    (np.bool_(False), False),
+]
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Sampling)])
+@pytest.mark.parametrize(("value", "same"), SCALARS, ids=[repr(value) for value, _ in SCALARS])
+def test_an_array_is_as_good_as_what_it_holds_and_no_better(name: str, value: Any, same: Any) -> None:
+    def outcome(given: Any) -> object:
+        try:
+            return Sampling(**{name: given})
+        except OptionError as error:
+            return str(error).split(":")[0].split(",")[0]
+
+    assert outcome(value) == outcome(same)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("exponential_decay_length_penalty", {1, 2}),
+        ("bad_words", [{1, 2}]),
+        ("sequence_bias", [({1, 2}, 1.0)]),
+        ("sequence_bias", [{1, 2}]),
+    ],
+)
+def test_a_set_is_no_sequence(name: str, value: Any) -> None:
+    with pytest.raises(OptionError, match=f"^{name}: expected an order"):
+        Sampling(**{name: value})
 
 
 def test_max_tokens_is_max_new_tokens_and_both_must_agree() -> None:
@@ -219,7 +262,7 @@ def test_it_survives_copying_pickling_and_replacing() -> None:
     assert pickle.loads(pickle.dumps(sampling)) == sampling
     assert dataclasses.replace(sampling, seed=1) == Sampling(logit_bias={5: 1.0}, stop=("a",), seed=1)
     with pytest.raises(OptionError, match=r"^seed"):
-        dataclasses.replace(sampling, seed=-1)
+        dataclasses.replace(sampling, seed=-2)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,24 @@ def test_a_list_of_prompts_comes_back_in_order_and_a_bad_one_is_its_own(llm: LLM
     served(llm, use)
 
 
+def test_n_completions_of_a_task_are_those_of_the_model(llm: LLM) -> None:
+    sampling = Sampling(max_new_tokens=5, temperature=3.0, seed=7, n=3)
+    expected = [llm.generate("Once", sampling), llm.generate("There", sampling)]
+
+    def all_of(completion: Completion) -> list[tuple[int, ...]]:
+        return [each.token_ids for each in (completion, *completion.alternatives)]
+
+    async def use(model: AsyncLLM) -> None:
+        assert all_of(await model.generate("Once", sampling)) == all_of(expected[0])
+        several = await model.generate(["Once", "There"], sampling)
+        assert [all_of(each) for each in several] == [all_of(each) for each in expected]
+        with pytest.raises(OptionError, match="n: a stream has one completion"):
+            model.stream("Once", sampling)
+
+    assert len(set(all_of(expected[0]))) > 1
+    served(llm, use)
+
+
 def test_chunks_join_to_the_completion(drafting: LLM) -> None:
     expected = drafting.generate(STORY, SHORT)
 

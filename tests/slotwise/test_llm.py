@@ -355,6 +355,30 @@ def test_the_text_may_end_after_what_stopped_it(llm: LLM) -> None:
     assert llm.generate(STORY, Sampling(max_new_tokens=20, stop=stop, include_stop=True)).text == plain[: cut + 4]
 
 
+@pytest.mark.parametrize("include_stop", [True, False])
+def test_special_tokens_are_shown_where_they_are_asked_for(llm: LLM, include_stop: bool) -> None:
+    (end,) = llm.eos_ids
+    begin = llm.tokenizer.encode(STORY)[0]
+    sampling = Sampling(max_new_tokens=8, temperature=1.5, seed=3, ignore_eos=True, logit_bias={begin: 16.0, end: 16.0})
+    hidden = llm.generate(STORY, sampling)
+    shown = replace(sampling, skip_special_tokens=False)
+    chunks = list(llm.stream(STORY, shown))
+    completion = chunks[-1].completion
+    assert completion is not None
+    assert completion.token_ids == hidden.token_ids
+    assert {begin, end} < set(hidden.token_ids)
+    assert completion.text.replace("<|begin|>", "").replace("<|end|>", "") == hidden.text
+    assert completion.text.count("<|end|>") == hidden.token_ids.count(end)
+    assert "".join(chunk.text for chunk in chunks) == completion.text
+    # A stop that is a special token, by its id and by its name.
+    before, _, _ = completion.text.partition("<|end|>")
+    for stop in ({"stop_token_ids": [end]}, {"stop": "<|end|>"}, {"ignore_eos": False}):
+        cut = llm.generate(STORY, replace(shown, include_stop=include_stop, **stop))
+        assert cut.text == before + "<|end|>" * include_stop
+        assert cut.token_ids == hidden.token_ids[: hidden.token_ids.index(end) + 1]
+        assert "<|" not in llm.generate(STORY, replace(sampling, include_stop=include_stop, **stop)).text
+
+
 def test_nothing_ends_a_text_before_its_least_length(llm: LLM) -> None:
     plain = llm.generate(STORY, Sampling(max_new_tokens=20))
     early = plain.token_ids[2]
