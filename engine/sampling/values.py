@@ -72,11 +72,11 @@ def integer(name: str, value: object, low: int, high: int, *, note: str = "") ->
 def real(name: str, value: object, low: float, high: float = LARGEST, *, above: bool = False) -> float:
     """A number from `low`, or `above` it, to `high`."""
     # A NaN fails every comparison, and an infinity every bound; a plain number, for Python's are without limits.
-    value = plain(value)
-    if not (is_real(value) and low <= value <= high) or (above and value == low):
+    number = plain(value)
+    if not (is_real(number) and low <= number <= high) or (above and number == low):
         start = "above" if above else "from"
-        raise OptionError(f"{name}: expected a number {start} {low:g} to {high:g}, {found(value)}")
-    return float(value)
+        raise OptionError(f"{name}: expected a number {start} {low:g} to {high:g}, {found(number)}")
+    return float(number)
 
 
 def truth(name: str, value: object) -> bool:
