@@ -154,7 +154,7 @@ SAMPLING = [
     ({"banned_tokens": range(2048)}, ["banned_tokens", "all 2048 tokens", "at least one"]),
     ({"bad_words": [[token] for token in range(2048)]}, ["bad_words: all 2048 tokens", "at least one"]),
     ({"bad_words": ["\ud800"]}, ["bad_words", "half of a surrogate pair", "remove it"]),
-    ({"bad_words": ["\n"]}, ["bad_words", "more than spaces", "give the token ids"]),
+    ({"bad_words": ["\n"]}, ["bad_words", "more than spaces", "give such a word's token ids"]),
     ({"n": 10**9}, ["n:", "from 1 to 16384"]),
     ({"repetition_penalty": 1e-300}, ["repetition_penalty", "from 1.17549e-38", "found 1e-300"]),
     ({"max_length": 1, "prompt_logprobs": 0}, ["prompt_logprobs", "no room", "raise max_length"]),
