@@ -39,6 +39,8 @@ class TokenEntry:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
+    is_text: bool = False
+    """Given as its text alone: transformers tells that from an object with the same flags."""
 
     def added(self, *, special: bool) -> AddedToken:
         """The library's form of it."""
@@ -171,7 +173,7 @@ def _declarations(
         if each is None or each == "":
             continue
         if isinstance(each, str):
-            yield Declaration(name, TokenEntry(each), source)
+            yield Declaration(name, TokenEntry(each, is_text=True), source)
         elif isinstance(each, Mapping) and _is_token(each):
             yield Declaration(name, _entry(each, f"{reader.source}: '{name or key}'", special=True), source)
         else:

@@ -19,7 +19,10 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 _SPEAKERS = ("system", "developer", "user", "assistant")
 """Roles whose content is text or parts; what others hand over (a tool's result) may be any mapping or list."""
 
-_PARTS = ("text", "image", "image_url", "audio", "input_audio", "audio_url", "video", "video_url", "file")
+_TEXTS = ("text", "input_text", "output_text")
+"""The types of a text part, those of OpenAI's responses too; a template knows the first."""
+
+_PARTS = (*_TEXTS, "image", "image_url", "audio", "input_audio", "audio_url", "video", "video_url", "file")
 
 Message = dict[str, object]
 
@@ -83,11 +86,11 @@ def _part(part: object, where: str) -> Message:
     if not isinstance(part, dict):
         raise RequestError(f"{where} must be a part such as {{'type': 'text', 'text': 'Hello'}}, found {kind(part)}")
     sort = part.get("type", "text")
-    if sort != "text":
+    if sort not in _TEXTS:
         raise RequestError(f"{where} is a part of type {sort!r}; models here read text alone, so leave it out")
     if not isinstance(part.get("text"), str):
         raise RequestError(f"{where} must have text under 'text', found {kind(part.get('text'))}")
-    return {"type": "text", **part}
+    return {"type": "text", **part} | {"type": "text"}
 
 
 def _calls(calls: object, where: str) -> object:

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from slotwise.core.errors import CheckpointError
 from slotwise.models.declared_tokens import Declaration, DeclaredTokens, TokenEntry
-from slotwise.models.tokenizer_classes import CLASS_TOKENS
+from slotwise.models.tokenizer_classes import CLASS_TOKENS, GENERIC
 
 TOKENIZER_FILE = "tokenizer.json"
 END_NAMES = ("eos_token", "eot_token")
@@ -77,7 +77,7 @@ def settle(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> Spe
     defaults = list(_defaults(declared, class_name, backend))
     names = [*declared.named, *(each for each in declared.late if each.name is not None), *defaults]
     named = {each.entry.content for each in names}
-    _add(backend, list(_missing(declared, defaults, named, backend)))
+    _add(backend, list(_missing(declared, defaults, named, backend, rebuilt=class_name != GENERIC)))
 
     def placed(each: Declaration) -> SpecialToken:
         content = each.entry.content
@@ -127,16 +127,19 @@ def _defaults(declared: DeclaredTokens, class_name: str, backend: Tokenizer) -> 
     spoken = declared.denied | {each.name for each in (*declared.named, *declared.late)}
     padding = backend.padding
     if padding is not None and padding["pad_token"] and "pad_token" not in spoken:
-        yield Declaration("pad_token", TokenEntry(padding["pad_token"]), TOKENIZER_FILE)
+        yield Declaration("pad_token", TokenEntry(padding["pad_token"], is_text=True), TOKENIZER_FILE)
     for name, content in CLASS_TOKENS.get(class_name, {}).items():
         if name not in spoken and backend.token_to_id(content) is not None:
-            yield Declaration(name, TokenEntry(content), f"class {class_name}")
+            yield Declaration(name, TokenEntry(content, is_text=True), f"class {class_name}")
 
 
 def _missing(
-    declared: DeclaredTokens, defaults: Iterable[Declaration], named: set[str], backend: Tokenizer
+    declared: DeclaredTokens, defaults: Iterable[Declaration], named: set[str], backend: Tokenizer, *, rebuilt: bool
 ) -> Iterator[AddedToken]:
-    """The tokens to hand to the library, in order: new ones, and those whose flags a file changes."""
+    """The tokens to hand to the library, in order: new ones, and those whose flags a file changes.
+
+    `rebuilt`: transformers takes no flags from tokenizer.json.
+    """
     ids = {token.content: index for index, token in backend.get_added_tokens_decoder().items()}
     present = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     lists_tokens = "added_tokens_decoder" in declared.tokenizer_config.fields
@@ -147,8 +150,9 @@ def _missing(
         if not lists_tokens and (index in ids.values() or index <= ids.get(each.entry.content, -1)):
             last.append(each)
             continue
-        # A token that the library has held special it holds special for good.
-        special = each.entry.special or each.entry.content in named or (known is not None and known.special)
+        # transformers lets its library read tokenizer.json, and what that has held special it holds special for good.
+        for_good = known is not None and known.special and not rebuilt
+        special = each.entry.special or each.entry.content in named or for_good
         present[each.entry.content] = token = each.entry.added(special=special)
         yield token
     for content in sorted(named & present.keys()):
@@ -164,9 +168,11 @@ def _missing(
             )
             yield present[content]
     settled = set(present)
+    seen: set[TokenEntry] = set()
     for each in (*declared.named, *defaults, *declared.unnamed):
-        # Of several that declare one new token the last decides its flags.
-        if each.entry.content not in settled:
+        # Of several that declare one new token the last decides its flags; saying the same again is no declaration.
+        if each.entry.content not in settled and each.entry not in seen:
+            seen.add(each.entry)
             special = each.entry.special or each.entry.content in named
             present[each.entry.content] = token = each.entry.added(special=special)
             yield token

@@ -126,10 +126,10 @@ class Tokenizer:
         """
         checked = [self._checked(index) for index in ids]
         if skip_special_tokens:
-            # The library compares texts, and misses a token whose text the normalizer changes.
+            # The library misses a token whose text the normalizer changes, and forgets none that was special once.
             checked = [index for index in checked if index not in self._special_ids]
         return _guarded(
-            lambda: str(self.backend.decode(checked, skip_special_tokens=skip_special_tokens)),
+            lambda: str(self.backend.decode(checked, skip_special_tokens=False)),
             RequestError,
             f"{self.source}: cannot decode these ids",
         )

@@ -185,6 +185,17 @@ def test_parts_are_kept_where_the_template_writes_their_text(source: str, kept: 
     assert content == ([PART] if kept else "hi")
 
 
+@pytest.mark.parametrize("role", ["user", "assistant", "tool"])
+@pytest.mark.parametrize("sort", ["input_text", "output_text"])
+def test_text_parts_of_responses_are_text_parts(role: str, sort: str) -> None:
+    message = {"role": role, "content": [{"type": sort, "text": "h", "annotations": []}, {"type": "text", "text": "i"}]}
+    assert seen(message) == [{"role": role, "content": "hi"}]
+    source = "{% for p in m.content %}{{ p.type }}:{{ p.text }};{% endfor %}"
+    source = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}" + source
+    source += "{% endif %}{% endfor %}"
+    assert ChatTemplate(source, "mine").render([message]) == "text:h;text:i;"
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

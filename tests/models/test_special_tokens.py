@@ -98,6 +98,16 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[AddedToken, ...]]]
         {"special_tokens_map.json": {"tool_token": "<two>", "pad_token": "<two>"}},
         (),
     ),
+    "one token under two names and in a list": (
+        {"bos_token": "<hid>", "extra_special_tokens": ["<hid>"]},
+        {"special_tokens_map.json": {"eos_token": {"content": "<hid>", **OFF, "rstrip": True}}},
+        (),
+    ),
+    "an object and a text with the same flags": (
+        {"bos_token": {"__type": "AddedToken", "content": "<hid>", **OFF}, "extra_special_tokens": ["<hid>"]},
+        {"special_tokens_map.json": {"eos_token": {"content": "<hid>", **OFF, "rstrip": True}}},
+        (),
+    ),
     "a mapping beside a list": (
         {"extra_special_tokens": {"tool_token": "<hid>"}, "additional_special_tokens": ["<two>"]},
         {},

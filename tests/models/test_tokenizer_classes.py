@@ -133,6 +133,22 @@ def test_a_special_token_that_the_normalizer_changes_is_left_out_of_text(tmp_pat
     assert [(end.id, end.content) for end in record(folder).ends] == [(FREE, "<hid>"), (2, "<|end|>")]
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"), [("Qwen2Tokenizer", True), ("GPT2Tokenizer", True), ("PreTrainedTokenizerFast", False)]
+)
+def test_the_config_takes_the_flag_special_away_where_transformers_builds_from_the_class(
+    tmp_path: Path, name: str, shown: bool
+) -> None:
+    token = AddedToken("<hid>", special=True, normalized=False)
+    decoder = {str(FREE): {**OFF, "content": "<hid>", "special": False}}
+    folder = checkpoint(tmp_path, {**PLAIN, "tokenizer_class": name, "added_tokens_decoder": decoder}, added=(token,))
+    tokenizer = Tokenizer.load(folder)
+    text = theirs(folder).decode([FREE], skip_special_tokens=True)
+    assert tokenizer.decode([FREE]) == TokenPieces(tokenizer.backend).opening(FREE).decode() == text
+    assert text == ("<hid>" if shown else "")
+    assert ("<hid>" in tokenizer.special_tokens.special) is not shown
+
+
 def test_a_named_token_is_special_whatever_the_files_flag(tmp_path: Path) -> None:
     token = AddedToken("<hid>", special=False, normalized=False)
     folder = checkpoint(tmp_path, {**PLAIN, "pad_token": "<hid>", "added_tokens_decoder": {}}, added=(token,))
