@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from slotwise.engine.request import Stats as Stats
     from slotwise.engine.sampling import Sampling as Sampling
     from slotwise.engine.sampling.logprobs import TokenLogprobs as TokenLogprobs
-    from slotwise.inspect.crossvalidate import CrossValidation as CrossValidation
     from slotwise.inspect.crossvalidate import crossvalidate as crossvalidate
+    from slotwise.inspect.crossvalidate_report import CrossValidation as CrossValidation
     from slotwise.llm import LLM as LLM
     from slotwise.plans.plan import Plan as Plan
     from slotwise.stream import Stream as Stream
@@ -71,7 +71,8 @@ _PLACES = {
     "slotwise.engine.request": ("Chunk", "Completion", "Stats"),
     "slotwise.engine.sampling": ("Sampling",),
     "slotwise.engine.sampling.logprobs": ("TokenLogprobs",),
-    "slotwise.inspect.crossvalidate": ("CrossValidation", "crossvalidate"),
+    "slotwise.inspect.crossvalidate": ("crossvalidate",),
+    "slotwise.inspect.crossvalidate_report": ("CrossValidation",),
     "slotwise.llm": ("LLM",),
     "slotwise.plans.plan": ("Plan",),
     "slotwise.stream": ("Stream",),

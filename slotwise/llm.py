@@ -23,8 +23,6 @@ from slotwise.engine.engine import Engine
 from slotwise.engine.request import Completion, Request
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.inspect.crash import CrashRecorder
-from slotwise.inspect.record import Recorder, record
 from slotwise.keywords import known_keywords
 from slotwise.models.chat_template import ChatTemplate, Tools
 from slotwise.models.generation_config import GenerationDefaults
@@ -47,6 +45,8 @@ from slotwise.plans.memory import Budget
 from slotwise.plans.options import BackendChoice
 from slotwise.plans.plan import Plan
 from slotwise.progress import news_for, progress_for
+from slotwise.recording.crash import CrashRecorder
+from slotwise.recording.recorder import Recorder, record
 from slotwise.requests import (
     Prompt,
     Samplings,

@@ -15,10 +15,10 @@ from slotwise.engine.request import Request
 from slotwise.inspect.finding import Finding
 from slotwise.inspect.lockstep_run import run_lockstep, what_was_compared
 from slotwise.inspect.near_tie import Parting, greatest, margin_of, scores_at
-from slotwise.inspect.record import Recorder
-from slotwise.inspect.recording import Json
 from slotwise.inspect.replay import parts_at
 from slotwise.llm import LLM
+from slotwise.recording.file import Json
+from slotwise.recording.recorder import Recorder
 
 Verdict = Literal["same", "fault", "weights", "near-tie", "drift", "not compared"]
 Load = Callable[[], LLM]

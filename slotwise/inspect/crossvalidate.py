@@ -1,17 +1,17 @@
 """Cross-validation: every op x backend x dtype x case against the float64 oracle, and the backends against each other.
 
-Owns `crossvalidate` and its records. What always holds: a check that failed fails the run unless a waiver excuses it,
-and a waiver that has nothing left to excuse fails it too; a backend that this machine cannot run is named, not passed
-over in silence; the same seed draws the same inputs.
+Owns `crossvalidate`. What always holds: a check that failed fails the run unless a waiver excuses it, and a waiver that
+has nothing left to excuse fails it too; a backend that this machine cannot run is named, not passed over in silence;
+the same seed draws the same inputs.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -21,6 +21,8 @@ from slotwise.core.errors import BackendError, OptionError, nearest
 from slotwise.core.ops import contract_of, contracts
 from slotwise.core.specs import DType
 from slotwise.inspect.calls import plan_calls
+from slotwise.inspect.checks import Agreement, Check, Verdict
+from slotwise.inspect.crossvalidate_report import CrossValidation
 from slotwise.inspect.sample import Job, quick_sample, seconds_for
 from slotwise.inspect.waivers import Waiver, read_waivers
 from slotwise.keywords import known_keywords
@@ -28,98 +30,7 @@ from slotwise.plans.plan import Plan
 from slotwise.proving.measures import cosine, ulps_between
 from slotwise.proving.validate import CaseResult, Trial, cases_of, check_row_invariance, dtypes_of, try_case
 
-Verdict = Literal["ok", "refused", "waived", "failed", "unexpected pass"]
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One kernel on one case: `check` is `oracle` (means its op, within its borders) or `rows` (row invariance).
-
-    `rule` is the promise that a failure broke. `ulps` is the greatest distance in representable numbers, `cosine` the
-    least over the outputs, `seconds` the fastest launch; each None where it was not measured. `reason` is why a kernel
-    refused the call, or the waiver's reason.
-    """
-
-    op: str
-    backend: str
-    kernel: str
-    dtype: str
-    case: str
-    check: str
-    verdict: Verdict
-    rule: str = ""
-    message: str = ""
-    max_abs: float | None = None
-    max_rel: float | None = None
-    ulps: int | None = None
-    cosine: float | None = None
-    seconds: float | None = None
-    reason: str = ""
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether this check fails the run."""
-        return self.verdict in ("failed", "unexpected pass")
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """Two kernels (`backend:kernel`) on one case, compared with each other: greatest distances, over all outputs."""
-
-    op: str
-    dtype: str
-    case: str
-    left: str
-    right: str
-    max_abs: float
-    ulps: int
-
-    @property
-    def is_bit_equal(self) -> bool:
-        """Whether the two gave the same bits (0 and -0 count as one)."""
-        return self.ulps == 0
-
-
-@dataclass(frozen=True)
-class CrossValidation:
-    """What a run found. `missing` maps backends that could not run here to the reason; `left_out` counts the
-    trials that a quick run has not made.
-    """
-
-    checks: tuple[Check, ...]
-    agreements: tuple[Agreement, ...]
-    missing: Mapping[str, str]
-    seed: int
-    about: str
-    left_out: int = 0
-
-    @property
-    def passed(self) -> bool:
-        """Whether no check is out of its declared tolerance and no waiver is left over."""
-        return not self.wrong
-
-    @property
-    def wrong(self) -> tuple[Check, ...]:
-        """The checks that fail the run."""
-        return tuple(check for check in self.checks if check.is_wrong)
-
-    def to_json(self) -> str:
-        """Everything, as JSON text."""
-        from slotwise.inspect.crossvalidate_report import as_json
-
-        return as_json(self)
-
-    def to_html(self) -> str:
-        """One self-contained page."""
-        from slotwise.inspect.crossvalidate_report import as_html
-
-        return as_html(self)
-
-    def __str__(self) -> str:
-        from slotwise.inspect.crossvalidate_report import as_text
-
-        return as_text(self)
 
 
 @known_keywords

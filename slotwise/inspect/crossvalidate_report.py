@@ -1,7 +1,7 @@
-"""Cross-validation as people read it: a table, JSON, a page.
+"""What a cross-validation found, and how people read it: a table, JSON, a page.
 
-What always holds: a table has a line for each kernel and dtype with the worst of its cases; whatever is wrong stands
-below it in full, one block a check, and nothing wrong is left out of any form.
+Owns `CrossValidation`. What always holds: a table has a line for each kernel and dtype with the worst of its cases;
+whatever is wrong stands below it in full, one block a check, and nothing wrong is left out of any form.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,19 +18,49 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from slotwise.inspect.crossvalidate import Agreement, Check, CrossValidation
+from slotwise.inspect.checks import Agreement, Check
 from slotwise.inspect.page import build_page
 
 SCHEMA = 1
 RULES = ("runs", "guard zones", "inputs stay", "all written")
 
 
-def as_text(found: CrossValidation, *, every_case: bool = False, width: int = 140) -> str:
-    """The table, what is wrong, and a closing line."""
-    text = io.StringIO()
-    console = Console(file=text, width=width, no_color=True, highlight=False, legacy_windows=False)
-    show(found, console, every_case=every_case)
-    return text.getvalue().rstrip("\n")
+@dataclass(frozen=True)
+class CrossValidation:
+    """What a run found. `missing` maps backends that could not run here to the reason; `left_out` counts the
+    trials that a quick run has not made.
+    """
+
+    checks: tuple[Check, ...]
+    agreements: tuple[Agreement, ...]
+    missing: Mapping[str, str]
+    seed: int
+    about: str
+    left_out: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check is out of its declared tolerance and no waiver is left over."""
+        return not self.wrong
+
+    @property
+    def wrong(self) -> tuple[Check, ...]:
+        """The checks that fail the run."""
+        return tuple(check for check in self.checks if check.is_wrong)
+
+    def to_json(self) -> str:
+        """Everything, as JSON text; what is not a finite number is null."""
+        return json.dumps(_data(self), indent=1, allow_nan=False) + "\n"
+
+    def to_html(self) -> str:
+        """One page without a reference to anything outside itself."""
+        return build_page("slotwise xval", "report.html", _data(self), scripts=("report.js",))
+
+    def __str__(self) -> str:
+        """The table, what is wrong, and a closing line."""
+        text = io.StringIO()
+        show(self, Console(file=text, width=140, no_color=True, highlight=False, legacy_windows=False))
+        return text.getvalue().rstrip("\n")
 
 
 def show(found: CrossValidation, console: Console, *, every_case: bool = False) -> None:
@@ -143,16 +173,6 @@ def _pair_table(agreements: Iterable[Agreement]) -> Table | None:
 
 def _name(check: Check) -> str:
     return f"{check.op} {check.backend}:{check.kernel} {check.dtype} case {check.case!r} ({check.check})"
-
-
-def as_json(found: CrossValidation) -> str:
-    """All checks and agreements; what is not a finite number is null."""
-    return json.dumps(_data(found), indent=1, allow_nan=False) + "\n"
-
-
-def as_html(found: CrossValidation) -> str:
-    """One page without a reference to anything outside itself."""
-    return build_page("slotwise xval", "report.html", _data(found), scripts=("report.js",))
 
 
 def _data(found: CrossValidation) -> dict[str, Any]:

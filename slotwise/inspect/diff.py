@@ -6,8 +6,8 @@ run differ in nothing but time, which is not compared.
 
 from __future__ import annotations
 
-from slotwise.inspect.recording import Recording
 from slotwise.inspect.replay import IGNORED, first_difference, parts_at
+from slotwise.recording.file import Recording
 
 
 def diff_recordings(left: Recording, right: Recording) -> str:

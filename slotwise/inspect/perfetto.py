@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from slotwise.inspect.recording import Recording
 from slotwise.inspect.view import BANDWIDTH, GFLOPS, program_data
 from slotwise.plans.plan import Plan
+from slotwise.recording.file import Recording
 
 Event = dict[str, Any]
 STEPS, PLAN = 1, 2

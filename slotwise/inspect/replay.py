@@ -18,11 +18,11 @@ from slotwise.engine.engine import Engine
 from slotwise.engine.request import Request
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.inspect.near_tie import Parting, judge_parting
-from slotwise.inspect.record import Recorder
-from slotwise.inspect.recording import Json, Recording, read_recording, sampling_from_json
 from slotwise.llm import LLM
 from slotwise.planning import DRAFTING
 from slotwise.plans.options import BackendChoice
+from slotwise.recording.file import Json, Recording, read_recording, sampling_from_json
+from slotwise.recording.recorder import Recorder
 
 IGNORED = ("t", "s", "crc", "texts")
 """Keys of a step that say when it ran or what tokens look like, not what it did."""

@@ -13,12 +13,12 @@ from typing import Any
 from slotwise.core.ops import contract_of
 from slotwise.core.printer import format_node
 from slotwise.inspect.page import build_page
-from slotwise.inspect.recording import Json, Recording
 from slotwise.plans.loop import DraftLoop
 from slotwise.plans.passes.plan_buffers import call_spec
 from slotwise.plans.plan import Plan
 from slotwise.plans.program import Program
 from slotwise.plans.show import show_plan
+from slotwise.recording.file import Json, Recording
 
 BANDWIDTH, GFLOPS = 50.0, 200.0
 """The roofline's defaults, GB/s and GFLOP/s: a laptop's order of magnitude, to be replaced by one's own."""

@@ -19,8 +19,8 @@ from slotwise.core.backend import load_backend
 from slotwise.core.errors import LedgerError, OptionError, OutputError, RecordingError
 from slotwise.engine.request import Request
 from slotwise.inspect.near_tie import scores_at
-from slotwise.inspect.recording import Recording, read_recording, sampling_from_json, write_line
 from slotwise.inspect.replay import first_difference, load_recorded, replay, replay_on
+from slotwise.recording.file import Recording, read_recording, sampling_from_json, write_line
 
 from .commands import Run
 from .planted import last_row_off, registered, spoiled
@@ -289,7 +289,7 @@ def test_a_recording_does_not_begin_in_the_middle(load: Callable[[], LLM], tmp_p
 def test_a_disk_that_fails_ends_the_recording_and_not_the_requests(load: Callable[[], LLM], tmp_path: Path) -> None:
     llm = load()
     outs = []
-    broken = mock.patch("slotwise.inspect.record.write_line", side_effect=OSError("no space"))
+    broken = mock.patch("slotwise.recording.recorder.write_line", side_effect=OSError("no space"))
     with pytest.raises(OutputError, match=r"is incomplete: .*no space"), llm.record(tmp_path / "x.jsonl"), broken:
         outs.append(llm.generate(PROMPTS[0], SAMPLED))
     assert len(outs[0].token_ids) == 14

@@ -17,10 +17,10 @@ import pytest
 
 from slotwise import LLM, Plan, Sampling
 from slotwise.inspect.page import build_page
-from slotwise.inspect.recording import Recording, read_recording, write_line
 from slotwise.inspect.view import view_page
 from slotwise.models.tokenizer import Tokenizer
 from slotwise.planning import plan_model
+from slotwise.recording.file import Recording, read_recording, write_line
 
 from .commands import Run
 

@@ -16,7 +16,7 @@ from slotwise import Plan, crossvalidate, progress
 from slotwise.core.backend import Backend, CallSpec, load_backend
 from slotwise.core.errors import BackendError, OptionError
 from slotwise.core.ops import contracts
-from slotwise.inspect.crossvalidate import CrossValidation
+from slotwise.inspect.crossvalidate_report import CrossValidation
 from slotwise.inspect.waivers import Waiver, read_waivers
 from slotwise.planning import plan_model
 from slotwise.proving.validate import cases_of

@@ -16,8 +16,8 @@ from slotwise.core.errors import SlotwiseError
 from slotwise.engine.engine import Engine
 from slotwise.engine.observer import Observer
 from slotwise.engine.sequence import Sequence as Running
-from slotwise.inspect.record import crash_line, decode_line, header_of, ledger_sums, request_line
-from slotwise.inspect.recording import Json, write_line
+from slotwise.recording.file import Json, write_line
+from slotwise.recording.lines import crash_line, decode_line, header_of, ledger_sums, prefill_line, request_line
 from slotwise.slots.binding import Binding
 
 STEPS = 32
@@ -84,16 +84,3 @@ class CrashRecorder(Observer):
             *steps.values(),
             crash_line(self._engine, epoch, error, live),
         ]
-
-
-def prefill_line(binding: Binding) -> Json:
-    """A prefill chunk's numbers."""
-    (span,) = binding.spans
-    return {
-        "seq": binding.sequences[0],
-        "role": span.role,
-        "lane": int(span.lanes[0]),
-        "begin": int(span.begin[0]),
-        "end": int(span.end[0]),
-        "known": int(binding.length[0]),
-    }
