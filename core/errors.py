@@ -78,7 +78,12 @@ class SequenceFault(SlotwiseError):
     """A running sequence failed (NaN logits, a kernel that raised, a drafter that lied); it alone ends."""
 
 
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, None where none is close."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the known name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    close = nearest_name(name, known)
+    return "" if close is None else f" (did you mean '{close}'?)"

@@ -23,13 +23,18 @@ from safetensors import safe_open
 from slotwise.core.errors import CheckpointError, nearest
 from slotwise.models.config import CONFIG_BYTES, ConfigReader, parse_json_object, read_bounded, read_json_object, shown
 from slotwise.models.folder import existing_folder
-from slotwise.models.safetensors_file import SafetensorsHeader, TensorInfo, read_header, same_bytes
+from slotwise.models.safetensors_file import (
+    INDEX,
+    INDEX_BYTES,
+    SINGLE,
+    SafetensorsHeader,
+    TensorInfo,
+    read_header,
+    same_bytes,
+)
 
-INDEX_BYTES = 100 * 2**20
 WEIGHT_DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _COMPARED = 4096  # names looked through for the nearest; a hostile header can have millions
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pickle", ".pkl")
 
 
@@ -143,27 +148,27 @@ def _lies_in(folder: Path, name: str) -> bool:
 
 
 def _is_sharded(folder: Path) -> bool:
-    return not _lies_in(folder, _SINGLE)
+    return not _lies_in(folder, SINGLE)
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the weights, in a fixed order."""
     if not _is_sharded(folder):
-        return [folder / _SINGLE]
-    if _lies_in(folder, _INDEX):
+        return [folder / SINGLE]
+    if _lies_in(folder, INDEX):
         return [folder / name for name in sorted(set(_weight_map(folder).values()))]
     pickled = sorted(entry.name for entry in _entries(folder) if entry.suffix in _PICKLED)
     if pickled:
         raise CheckpointError(
-            f"{folder}: expected {_SINGLE}, found only pickled weights ({', '.join(pickled[:4])}). Pickled weights are "
+            f"{folder}: expected {SINGLE}, found only pickled weights ({', '.join(pickled[:4])}). Pickled weights are "
             "never read, since a pickle can run any code. Where you trust the file, convert it once: "
             "`AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)` with transformers"
         )
-    raise CheckpointError(f"{folder}: expected {_SINGLE} or {_INDEX}, found {_listing(folder)}")
+    raise CheckpointError(f"{folder}: expected {SINGLE} or {INDEX}, found {_listing(folder)}")
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    index_file = folder / _INDEX
+    index_file = folder / INDEX
     entries = read_json_object(index_file, INDEX_BYTES).get("weight_map")
     if not isinstance(entries, dict) or not entries:
         raise CheckpointError(f"{index_file}: 'weight_map' must map tensor names to files, found {shown(entries)}")
@@ -217,7 +222,7 @@ def _checked_index(
             absent[name] = shard
         elif name not in headers[folder / shard].tensors:
             raise CheckpointError(
-                f"{folder / _INDEX}: lists tensor {shown(name)} in {shard}, but it is in {tensors[name].file.name}; "
+                f"{folder / INDEX}: lists tensor {shown(name)} in {shard}, but it is in {tensors[name].file.name}; "
                 "fetch the index and the shards again"
             )
     return absent

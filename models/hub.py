@@ -16,6 +16,7 @@ from pathlib import Path
 
 from slotwise.core.errors import CheckpointError, HubError
 from slotwise.models.config import read_json_object
+from slotwise.models.safetensors_file import INDEX, INDEX_BYTES, SINGLE
 
 SMALL_FILES = (
     "config.json",
@@ -26,13 +27,10 @@ SMALL_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
-    "model.safetensors.index.json",
+    INDEX,
 )
 TEMPLATES = "additional_chat_templates/"
 """A folder of named chat templates, each a `.jinja`."""
-
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_INDEX_BYTES = 100 * 2**20
 
 
 def cached_folder(repository: str, revision: str | None = None) -> Path:
@@ -63,9 +61,9 @@ def cached_folder(repository: str, revision: str | None = None) -> Path:
 
 def weight_files(folder: Path) -> tuple[str, ...]:
     """The names of the files that hold the weights of a folder, there or not: the single file where there is one."""
-    if (folder / _SINGLE).exists() or not (folder / _INDEX).exists():
-        return (_SINGLE,)
-    shards = read_json_object(folder / _INDEX, _INDEX_BYTES).get("weight_map")
+    if (folder / SINGLE).exists() or not (folder / INDEX).exists():
+        return (SINGLE,)
+    shards = read_json_object(folder / INDEX, INDEX_BYTES).get("weight_map")
     names = shards.values() if isinstance(shards, dict) else ()
     return tuple(sorted({name for name in names if isinstance(name, str) and name.endswith(".safetensors")}))
 
@@ -89,7 +87,7 @@ def download(repository: str, revision: str | None = None, check: Callable[[Path
         if check is not None:
             check(folder)
         # A single file is what is read where both forms are there.
-        weights = (_SINGLE,) if _SINGLE in names else weight_files(folder)
+        weights = (SINGLE,) if SINGLE in names else weight_files(folder)
         lacking = [name for name in weights if name not in names]
         if lacking:
             raise HubError(f"{repository}: its index lists {lacking[0]}, which the repository does not have")
@@ -109,9 +107,9 @@ def _check_listing(repository: str, names: list[str]) -> None:
         raise HubError(
             f"{repository}: has no config.json, only {kinds}; give the repository of the model in safetensors"
         )
-    if _SINGLE not in names and _INDEX not in names:
+    if SINGLE not in names and INDEX not in names:
         raise HubError(
-            f"{repository}: has no {_SINGLE} and no {_INDEX}; pickled weights are never read, so give a repository "
+            f"{repository}: has no {SINGLE} and no {INDEX}; pickled weights are never read, so give a repository "
             "(or, with --revision, a revision) that has the model in safetensors"
         )
 

@@ -19,6 +19,11 @@ from types import MappingProxyType
 from slotwise.core.errors import CheckpointError
 from slotwise.models.config import parse_json_object, shown
 
+SINGLE = "model.safetensors"
+"""The file that holds all weights of a checkpoint, where they are not split."""
+INDEX = "model.safetensors.index.json"
+"""The file that says which shard holds which tensor, where they are."""
+INDEX_BYTES = 100 * 2**20
 HEADER_BYTES = 100 * 2**20
 _MAX_RANK = 16
 _MAX_ELEMENTS = 2**62

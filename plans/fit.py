@@ -1,8 +1,8 @@
 """Plans that fit: the largest capacity, pool or number of sequences within a budget, from headers alone.
 
-Owns `Subject`, `fit`, `refuse`, `nearest` and `survey`. What always holds: what is found fits, and one more of it does
-not; every number comes from a compiled plan, none from a formula beside it. Memory grows nearly evenly with what is
-sought, so a search asks outlines of plans where the number should lie, and only then whole plans.
+Owns `Subject`, `fit`, `refuse`, `alternatives` and `survey`. What always holds: what is found fits, and one more of it
+does not; every number comes from a compiled plan, none from a formula beside it. Memory grows nearly evenly with what
+is sought, so a search asks outlines of plans where the number should lie, and only then whole plans.
 """
 
 from __future__ import annotations
@@ -90,10 +90,12 @@ def fit(subject: Subject, options: PlanOptions, budget: Budget) -> Plan:
 def refuse(subject: Subject, plan: Plan, budget: Budget | None) -> None:
     """Raise PlanError, with what would fit, when `plan` takes more than `budget`."""
     if budget is not None:
-        refuse_beyond(plan, budget, overlap=subject.overlap, nearest=lambda: tuple(nearest(subject, plan, budget)))
+        refuse_beyond(
+            plan, budget, overlap=subject.overlap, alternatives=lambda: tuple(alternatives(subject, plan, budget))
+        )
 
 
-def nearest(subject: Subject, plan: Plan, budget: Budget) -> Iterator[str]:
+def alternatives(subject: Subject, plan: Plan, budget: Budget) -> Iterator[str]:
     """What fits near a plan that does not: each changes one thing of its options, as sentences name it."""
     options = plan.options
     each = -(-options.capacity // options.page_size)

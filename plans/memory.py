@@ -137,18 +137,18 @@ def refuse_beyond(
     budget: Budget | None,
     *,
     overlap: bool = False,
-    nearest: Callable[[], Sequence[str]] | None = None,
+    alternatives: Callable[[], Sequence[str]] | None = None,
 ) -> None:
     """Raise PlanError when the plan takes more than `budget` has (None: nobody knows, and nothing is refused).
 
-    `nearest` is asked for what would fit, only then.
+    `alternatives` is asked for what would fit, only then.
     """
     need = need_of(plan, overlap=overlap)
     if budget is None or need.peak <= budget.nbytes:
         return
     options = plan.options
-    found = list(nearest()) if nearest is not None else []
-    if nearest is None:
+    found = list(alternatives()) if alternatives is not None else []
+    if alternatives is None:
         advice = "lower pages, capacity or max_sequences, or quantise weights; `slotwise plan fit` finds what fits"
     elif found:
         advice = f"what fits: {'; or '.join(found)}"

@@ -40,6 +40,7 @@ class AsyncLLM:
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
+        self._requests = llm._requests
         self._is_owner = False
         self._worker = _Worker(llm._engine)
         # Dropped without a word, it takes its thread along.
@@ -73,7 +74,7 @@ class AsyncLLM:
     @known_keywords
     async def generate(self, prompts: Any, sampling: Samplings = None) -> Completion | list[Completion]:
         """Complete one prompt or several, as `LLM.generate` does."""
-        single, asked = self._llm._asked(prompts, sampling)
+        single, asked = self._requests.asked(prompts, sampling)
         wanted = each_completion(asked)
         answers = [_Answer(self._worker, self._request(*each)) for each in wanted]
         found: list[Completion] = []
@@ -99,7 +100,7 @@ class AsyncLLM:
 
         The request begins at once; what is wrong with it is raised where the first piece is awaited.
         """
-        request = self._request(prompt, self._llm._one(sampling))
+        request = self._request(prompt, self._requests.for_stream(sampling))
         return AsyncStream(self, _Answer(self._worker, request, in_pieces=True))
 
     @known_keywords
@@ -113,7 +114,9 @@ class AsyncLLM:
         """`chat`, piece by piece."""
 
         def request() -> Request:
-            return self._llm._request(self._llm.chat_prompt(messages, **options), self._llm._one(sampling))
+            return self._requests.request(
+                self._llm.chat_prompt(messages, **options), self._requests.for_stream(sampling)
+            )
 
         return AsyncStream(self, _Answer(self._worker, request, in_pieces=True))
 
@@ -132,7 +135,7 @@ class AsyncLLM:
 
     def _request(self, prompt: Prompt, sampling: Sampling) -> Callable[[], Request]:
         """Makes the request; called by the worker, for a long prompt takes a while to encode."""
-        return lambda: self._llm._request(prompt, sampling)
+        return lambda: self._requests.request(prompt, sampling)
 
     async def __aenter__(self) -> AsyncLLM:
         return self

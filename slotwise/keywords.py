@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import ParamSpec, TypeVar
 
-from slotwise.core.errors import OptionError, nearest
+from slotwise.core.errors import OptionError, nearest, nearest_name
 from slotwise.engine.sampling import Sampling
 from slotwise.models.chat_parameters import KEYWORDS, is_parameter, refuse_unknown
 
@@ -43,9 +43,8 @@ def _refusal(function: Callable[..., object], name: str, known: list[str]) -> st
     called = function.__qualname__.removesuffix(".__init__")
     if "template_variables" in known and is_parameter(name):
         refuse_unknown([name])
-    asked = [each.name for each in fields(Sampling)]
-    if "sampling" in known and not nearest(name, known) and (name in asked or nearest(name, asked)):
-        field = name if name in asked else nearest(name, asked).split("'")[1]
+    field = nearest_name(name, [each.name for each in fields(Sampling)])
+    if "sampling" in known and field is not None and nearest_name(name, known) is None:
         return f"{called} has no keyword {name!r}: what is sampled goes into sampling=slotwise.Sampling({field}=...)"
     if "template_variables" in known:
         refuse_unknown([name])

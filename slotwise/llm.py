@@ -20,7 +20,7 @@ from slotwise.core.errors import OptionError, SlotwiseError
 from slotwise.core.specs import DType
 from slotwise.engine.detokenize import TokenPieces
 from slotwise.engine.engine import Engine
-from slotwise.engine.request import Completion, Request
+from slotwise.engine.request import Completion
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.keywords import known_keywords
@@ -47,20 +47,7 @@ from slotwise.plans.plan import Plan
 from slotwise.progress import news_for, progress_for
 from slotwise.recording.crash import CrashRecorder
 from slotwise.recording.recorder import Recorder, record
-from slotwise.requests import (
-    Prompt,
-    Samplings,
-    by_prompt,
-    default_sampling,
-    each_completion,
-    integers,
-    is_prompt,
-    one_for_each,
-    only_one,
-    refused,
-    spelled,
-    unpacked,
-)
+from slotwise.requests import Prompt, RequestMaker, Samplings, by_prompt, each_completion, integers, refused, unpacked
 from slotwise.sharing import SharedEngine
 from slotwise.slots.step import DRAFT, TARGET
 from slotwise.stream import Stream
@@ -154,7 +141,7 @@ class LLM:
         self._vocab_size = loaded.spec.vocab_size
         self._folders = {"model": str(model), "draft": None if draft is None else str(draft)}
         self.tokenizer = Tokenizer.load(model, rows=loaded.spec.vocab_size)
-        self._defaults = GenerationDefaults.load(model)
+        self._requests = RequestMaker(self.tokenizer, GenerationDefaults.load(model), self.eos_ids)
         self._template = ChatTemplate.load(model, self.tokenizer.special_tokens.variables)
         drafter = load_draft(draft, loaded, self.tokenizer, options.dtype)
         if saved is not None:
@@ -202,12 +189,12 @@ class LLM:
         `finish_reason` `error`, and the others are not touched. With `n` above 1 a prompt's completion has the
         n - 1 others as `alternatives`.
         """
-        single, asked = self._asked(prompts, sampling)
+        single, asked = self._requests.asked(prompts, sampling)
         started: list[Running | Completion] = []
         try:
             for prompt, each in each_completion(asked):
                 try:
-                    started.append(self._engine.add(self._request(prompt, each)))
+                    started.append(self._engine.add(self._requests.request(prompt, each)))
                 except SlotwiseError as error:
                     if single:
                         raise
@@ -232,7 +219,8 @@ class LLM:
         The last chunk has the `completion`. Closing or dropping the stream early cancels the request. Raises the
         request's error, at once when it cannot be served, else where it happens.
         """
-        return Stream(self._engine, self._engine.add(self._request(prompt, self._one(sampling))), self._progress)
+        request = self._requests.request(prompt, self._requests.for_stream(sampling))
+        return Stream(self._engine, self._engine.add(request), self._progress)
 
     @known_keywords
     def chat(
@@ -377,7 +365,7 @@ class LLM:
     @property
     def default_sampling(self) -> Sampling:
         """How the checkpoint's generation_config would sample: greedy where it says nothing."""
-        return default_sampling(self._defaults, self.eos_ids)
+        return self._requests.default_sampling
 
     # Closing
 
@@ -395,26 +383,3 @@ class LLM:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # Parts, which AsyncLLM shares
-
-    def _asked(self, prompts: Any, sampling: Samplings) -> tuple[bool, list[tuple[Prompt, Sampling]]]:
-        """Whether one prompt is meant, and each prompt with its sampling."""
-        prompts = unpacked(prompts, "prompts must be text, a list of token ids, or a list of either")
-        single = isinstance(prompts, str) or (bool(prompts) and not any(map(is_prompt, prompts)))
-        asked = [prompts] if single else list(prompts)
-        return single, list(zip(asked, self._samplings(sampling, len(asked)), strict=True))
-
-    def _one(self, sampling: Sampling | None) -> Sampling:
-        (each,) = self._samplings(sampling, 1)
-        return only_one(each)
-
-    def _samplings(self, sampling: Samplings, count: int) -> list[Sampling]:
-        return one_for_each(self.default_sampling if sampling is None else sampling, count)
-
-    def _request(self, prompt: Prompt, sampling: Sampling) -> Request:
-        prompt = unpacked(prompt, "a prompt must be text or a list of token ids")
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else integers(prompt)
-        return Request(
-            tuple(ids), spelled(sampling, lambda text: self.tokenizer.encode(text, add_special_tokens=False))
-        )

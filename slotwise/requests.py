@@ -1,23 +1,63 @@
 """What a caller hands in, as requests that the engine takes: prompts, token ids, samplings.
 
-What always holds: what is no prompt, no token id or no sampling is refused by name, before anything is queued; a
-tensor or an array of integers is as good as a list of them.
+Owns `RequestMaker`, which `LLM` and `AsyncLLM` share. What always holds: what is no prompt, no token id or no sampling
+is refused by name, before anything is queued; a tensor or an array of integers is as good as a list of them.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
-from slotwise.engine.request import Completion, Stats
+from slotwise.engine.request import Completion, Request, Stats
 from slotwise.engine.sampling import Sampling
 from slotwise.models.generation_config import GenerationDefaults
+from slotwise.models.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 Samplings = Sampling | Sequence[Sampling] | None
+
+
+@dataclass(frozen=True)
+class RequestMaker:
+    """Makes requests to one model; `eos_ids` are its ends, `defaults` what its generation_config says."""
+
+    tokenizer: Tokenizer
+    defaults: GenerationDefaults
+    eos_ids: tuple[int, ...]
+
+    @property
+    def default_sampling(self) -> Sampling:
+        """What samples where the caller gives nothing; see `default_sampling`."""
+        return default_sampling(self.defaults, self.eos_ids)
+
+    def asked(self, prompts: Any, sampling: Samplings) -> tuple[bool, list[tuple[Prompt, Sampling]]]:
+        """Whether one prompt is meant, and each prompt with its sampling."""
+        prompts = unpacked(prompts, "prompts must be text, a list of token ids, or a list of either")
+        single = isinstance(prompts, str) or (bool(prompts) and not any(map(is_prompt, prompts)))
+        each = [prompts] if single else list(prompts)
+        return single, list(zip(each, self._samplings(sampling, len(each)), strict=True))
+
+    def for_stream(self, sampling: Sampling | None) -> Sampling:
+        """The sampling of a stream, which has one completion; raises OptionError for more."""
+        (found,) = self._samplings(sampling, 1)
+        if found.n != 1:
+            raise OptionError(f"n: a stream has one completion, found {found.n}; use generate, or a stream for each")
+        return found
+
+    def request(self, prompt: Prompt, sampling: Sampling) -> Request:
+        """One request; raises RequestError for what is no prompt."""
+        prompt = unpacked(prompt, "a prompt must be text or a list of token ids")
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else integers(prompt)
+        return Request(
+            tuple(ids), spelled(sampling, lambda text: self.tokenizer.encode(text, add_special_tokens=False))
+        )
+
+    def _samplings(self, sampling: Samplings, count: int) -> list[Sampling]:
+        return one_for_each(self.default_sampling if sampling is None else sampling, count)
 
 
 def unpacked(value: Any, expected: str) -> Any:
@@ -90,13 +130,6 @@ def by_prompt(asked: Sequence[tuple[Prompt, Sampling]], completions: Sequence[Co
         found.append(replace(first, alternatives=tuple(others)) if others else first)
         start += sampling.n
     return found
-
-
-def only_one(sampling: Sampling) -> Sampling:
-    """`sampling` for a stream, which has one completion; raises OptionError for more."""
-    if sampling.n != 1:
-        raise OptionError(f"n: a stream has one completion, found {sampling.n}; use generate, or a stream for each")
-    return sampling
 
 
 def spelled(sampling: Sampling, encode: Callable[[str], Sequence[int]]) -> Sampling:

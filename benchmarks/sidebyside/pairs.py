@@ -72,7 +72,7 @@ class SlotwisePair:
     def widths(self, prompt: Sequence[int], new: int, temperature: float, seed: int) -> tuple[int, ...]:
         """The draft width of each decode step of that generation, which is the same every time."""
         found: list[int] = []
-        engine, epoch = self._llm._engine._engine, 0
+        engine, epoch = self._llm.engine, 0
         for _ in self._llm.stream(list(prompt), self._sampled(new, temperature, seed)):
             if engine.history and engine.history[-1][0].epoch != epoch:
                 binding, _kept = engine.history[-1]

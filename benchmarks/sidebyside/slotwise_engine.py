@@ -76,7 +76,7 @@ class SlotwiseEngine:
 
     def decode_batch(self, prompts: Sequence[Tokens], steps: int) -> float:
         """See `Engine`: the engine's own steps, from the one at which all prompts are in."""
-        engine = self.llm._engine._engine
+        engine = self.llm.engine
         sequences = [engine.add(Request(tuple(prompt), _greedy(steps + BATCH + 1))) for prompt in prompts]
         while any(sequence.state != "decode" for sequence in sequences):
             engine.step()

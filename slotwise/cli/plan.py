@@ -126,7 +126,7 @@ def run_show(parsed: argparse.Namespace) -> int:
 def run_diff(parsed: argparse.Namespace) -> int:
     """Print the differences; exit code 0 when there are none, 1 when there are (as diff does)."""
     from slotwise.inspect.diff import diff_recordings
-    from slotwise.recording.file import read_recording
+    from slotwise.recording.file import is_recording, read_recording
 
     second = Parser("slotwise plan diff PLAN --against", allow_abbrev=False)
     add_plan_options(second)
@@ -170,7 +170,7 @@ def run_view(parsed: argparse.Namespace) -> int:
     """Write the page or the trace."""
     from slotwise.inspect.perfetto import trace
     from slotwise.inspect.view import BANDWIDTH, GFLOPS, view_page
-    from slotwise.recording.file import read_recording
+    from slotwise.recording.file import is_recording, read_recording
 
     recording = read_recording(parsed.plan) if is_recording(parsed.plan) else None
     plan = _plan(parsed.plan, plan_values(parsed)) if recording is None else recording.plan
@@ -200,7 +200,7 @@ def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None)
     from slotwise.planning import plan_model
     from slotwise.plans.memory import Budget, refuse_beyond
     from slotwise.plans.plan import Plan
-    from slotwise.recording.file import read_recording
+    from slotwise.recording.file import is_recording, read_recording
 
     path = Path(source)
     if is_recording(source):
@@ -219,17 +219,6 @@ def _plan(source: str, values: dict[str, Any], observe: AfterPass | None = None)
     if not path.exists() and not is_repository(source):
         raise CheckpointError(f"{source} does not exist; give a plan file or a checkpoint folder")
     return plan_model(source, observe=observe, **values)
-
-
-def is_recording(source: str) -> bool:
-    """Whether a file begins as recordings do."""
-    from slotwise.recording.file import KEY
-
-    try:
-        with Path(source).open("rb") as file:
-            return file.read(len(KEY) + 2) == f'{{"{KEY}'.encode()
-    except OSError:
-        return False
 
 
 def _positive(text: str) -> float:

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from slotwise.core.errors import CheckpointError
+from slotwise.core.sizes import size
 from slotwise.engine.sampling import Sampling
 from slotwise.models.chat_template import ChatTemplate
 from slotwise.models.generation_config import GenerationDefaults
@@ -86,7 +87,7 @@ def _model(checkpoint: Checkpoint) -> Lines:
     yield "vocabulary", f"{spec.vocab_size} ids"
     yield "positions", str(spec.max_positions)
     yield "computed in", spec.dtype.value
-    yield "weights", f"{checkpoint.model.checkpoint.total_bytes / 2**20:.1f} MiB"
+    yield "weights", size(checkpoint.model.checkpoint.total_bytes)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Lines:

@@ -86,6 +86,15 @@ def write_line(entry: Json) -> str:
     return f'{text[:-1]},"crc":{zlib.crc32(text.encode())}}}\n'
 
 
+def is_recording(path: str | Path) -> bool:
+    """Whether a file begins as recordings do."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(KEY) + 2) == f'{{"{KEY}'.encode()
+    except OSError:
+        return False
+
+
 def read_recording(path: str | Path) -> Recording:
     """Read a recording.
 

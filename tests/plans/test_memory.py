@@ -72,9 +72,9 @@ def test_exactly_enough_is_accepted_and_a_byte_less_refused_with_every_number(ti
         assert told in said
     assert "capacity 32 for each of 4 sequences in 32 pages" in said
     with pytest.raises(PlanError, match=r"what fits: capacity=9; or pages=3$"):
-        refuse_beyond(plan, Budget(1, "memory is"), nearest=lambda: ("capacity=9", "pages=3"))
+        refuse_beyond(plan, Budget(1, "memory is"), alternatives=lambda: ("capacity=9", "pages=3"))
     with pytest.raises(PlanError, match="a smaller model"):
-        refuse_beyond(plan, Budget(1, "memory is"), nearest=lambda: ())
+        refuse_beyond(plan, Budget(1, "memory is"), alternatives=lambda: ())
 
 
 def test_a_plan_whose_kernels_need_two_memories_is_refused(

@@ -11,8 +11,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from slotwise import LLM
+from slotwise import LLM, Sampling
 from slotwise.cli import main
+from slotwise.inspect.view import view_page
+from slotwise.recording.file import Recording, read_recording
 
 from .commands import Outcome, Run
 
@@ -20,6 +22,10 @@ TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}Once upon a time{% endif %}"
 )
+
+
+SAMPLINGS = [Sampling(max_new_tokens=count, temperature=0.8, seed=3) for count in (20, 3, 10)]
+"""Those of the run in `recorded`."""
 
 
 @pytest.fixture
@@ -97,3 +103,38 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_tokenizer(folder, [f"w{index}" for index in range(101)])
     return folder
+
+
+@pytest.fixture(scope="session")
+def recorded(stories: Path, stories_draft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three requests with drafts; the third begins when the second ends, and shares pages with the first."""
+    llm = LLM(
+        stories,
+        draft=stories_draft,
+        backend="reference",
+        capacity=64,
+        max_sequences=2,
+        decode_rows=8,
+        prefill_chunk=8,
+        page_size=4,
+        speculate=3,
+        threads=1,
+        progress=False,
+    )
+    path = tmp_path_factory.mktemp("view") / "run.jsonl"
+    text = "Once upon a time there was a little girl"
+    with llm.record(path):
+        llm.generate([text, "The dog", text + " named"], SAMPLINGS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def recording(recorded: Path) -> Recording:
+    """The run of `recorded`, read."""
+    return read_recording(recorded)
+
+
+@pytest.fixture(scope="session")
+def page(recording: Recording) -> str:
+    """Its page."""
+    return view_page(recording.plan, recording)

@@ -66,7 +66,7 @@ def test_a_stream_that_is_dropped_returns_its_slots(llm: LLM, taken: int) -> Non
     del stream
     gc.collect()
     assert held_pages(llm) == 0
-    assert llm._engine._engine.is_idle  # nor is it waiting for its turn
+    assert llm.engine.is_idle  # nor is it waiting for its turn
 
 
 def test_interleaved_streams_do_not_touch_each_other(llm: LLM) -> None:
@@ -147,7 +147,7 @@ def test_an_interrupt_while_waiting_gives_the_turn_up(monkeypatch: pytest.Monkey
 
 def interrupt_in_step(llm: LLM, monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
     """Have Ctrl-C come `times` times at the beginning of the third step; returns a log of steps that ended."""
-    engine, ended = llm._engine._engine, list[str]()
+    engine, ended = llm.engine, list[str]()
     step = engine.step
 
     def interrupted() -> object:
