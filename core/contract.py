@@ -63,6 +63,11 @@ class Tolerance:
     absolute: float
     relative: float
 
+    def around(self, oracle: torch.Tensor) -> torch.Tensor:
+        """How far from each element of `oracle`, float64, a kernel may be; what is not finite has no size to go by."""
+        size = oracle.abs()
+        return self.absolute + self.relative * torch.where(size.isfinite(), size, 0.0)
+
 
 # Attributes by what they hold: whole numbers with their least value, one of a few numbers, and finite numbers from 0;
 # all others are names.

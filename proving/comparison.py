@@ -26,9 +26,8 @@ def allowed_distance(
 ) -> torch.Tensor:
     """The distance from `expected` that each element may have: float64, of its shape."""
     want = expected[argument.name]
-    tolerance = contract.tolerance[dtype]
     wide = want.double()
-    allowed = tolerance.absolute + tolerance.relative * torch.where(wide.isfinite(), wide.abs(), 0.0)
+    allowed = contract.tolerance[dtype].around(wide)
     if argument.cache == "writes":
         # What the op leaves alone in a cache belongs to other tokens: there no difference is small.
         allowed = torch.where(want == seen[argument.name], 0.0, allowed)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slotwise.async_llm import AsyncStream as AsyncStream
     from slotwise.core.errors import BackendError as BackendError
     from slotwise.core.errors import CheckpointError as CheckpointError
+    from slotwise.core.errors import HubError as HubError
     from slotwise.core.errors import KernelSelectionError as KernelSelectionError
     from slotwise.core.errors import LedgerError as LedgerError
     from slotwise.core.errors import OptionError as OptionError
@@ -57,6 +58,7 @@ _PLACES = {
     "slotwise.core.errors": (
         "BackendError",
         "CheckpointError",
+        "HubError",
         "KernelSelectionError",
         "LedgerError",
         "OptionError",

@@ -249,7 +249,7 @@ def _finishing(call: CallSpec, cut: Cut) -> tuple[dict[str, Any], dict[str, Any]
     return numbers, constants, tensors
 
 
-def product_steps(
+def product_grids(
     call: CallSpec, generation: str, kind: str, function: JITFunction[Any],
     numbers: dict[str, int], constants: dict[str, int], tensors: dict[str, None],
 ) -> tuple[Grid, ...]:  # fmt: skip
@@ -269,9 +269,9 @@ def product_steps(
     return first, Grid(add_parts, grid, adding, shared_numbers, shared_constants, shared_tensors)
 
 
-def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Grid, ...]:
+def _grids(call: CallSpec, generation: str, kind: str) -> tuple[Grid, ...]:
     cut = cut_of(call, kind)
-    return product_steps(call, generation, kind, product, {"inner": cut.inner, "part_size": cut.part_size}, {}, {})
+    return product_grids(call, generation, kind, product, {"inner": cut.inner, "part_size": cut.part_size}, {}, {})
 
 
 def _gate(call: CallSpec, generation: str) -> tuple[Grid, ...]:
@@ -289,21 +289,21 @@ def refuses(call: CallSpec) -> str | None:
     return None
 
 
-def product_kernels(op: str, steps: Callable[[CallSpec, str, str], tuple[Grid, ...]]) -> tuple[Kernel, Kernel]:
-    """`<op>.rows` and `<op>.tiles`, whose launches `steps(call, generation, kind)` gives."""
+def product_kernels(op: str, grids: Callable[[CallSpec, str, str], tuple[Grid, ...]]) -> tuple[Kernel, Kernel]:
+    """`<op>.rows` and `<op>.tiles`, whose launches `grids(call, generation, kind)` gives."""
     return (
         triton_kernel(
             op,
             "rows",
-            lambda c, g: steps(c, g, "rows"),
+            lambda c, g: grids(c, g, "rows"),
             refuses=refuses,
             workspace=lambda c: cut_of(c, "rows").workspace,
         ),
-        triton_kernel(op, "tiles", lambda c, g: steps(c, g, "tiles"), refuses=refuses, invariant_rows=0),
+        triton_kernel(op, "tiles", lambda c, g: grids(c, g, "tiles"), refuses=refuses, invariant_rows=0),
     )
 
 
 KERNELS = (
-    *(kernel for op in _OUTPUTS for kernel in product_kernels(op, _steps)),
+    *(kernel for op in _OUTPUTS for kernel in product_kernels(op, _grids)),
     triton_kernel("gated_activation", "flat", _gate, refuses=refuses),
 )

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from slotwise.backends.cuda_triton.launch import Grid
-from slotwise.backends.cuda_triton.linear import cut_of, finish_or_keep, product_kernels, product_steps
+from slotwise.backends.cuda_triton.linear import cut_of, finish_or_keep, product_grids, product_kernels
 from slotwise.core.backend import CallSpec
 from slotwise.core.ops.linear_q import FLOAT_OPS, GROUP
 
@@ -111,7 +111,7 @@ def quantised_product(
     )  # fmt: skip
 
 
-def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Grid, ...]:
+def _grids(call: CallSpec, generation: str, kind: str) -> tuple[Grid, ...]:
     cut, bits, shifted = cut_of(call, kind), int(call.attrs["bits"]), call.inputs[3] is not None
     numbers = {
         "inner": cut.inner,
@@ -123,7 +123,7 @@ def _steps(call: CallSpec, generation: str, kind: str) -> tuple[Grid, ...]:
     if kind == "rows":
         constants["BLOCK"] = BLOCK_BYTES[call.dtype.itemsize]
     tensors = {} if shifted else {"offset": None}
-    return product_steps(call, generation, kind, quantised_product, numbers, constants, tensors)
+    return product_grids(call, generation, kind, quantised_product, numbers, constants, tensors)
 
 
-KERNELS = tuple(kernel for op in FLOAT_OPS for kernel in product_kernels(op, _steps))
+KERNELS = tuple(kernel for op in FLOAT_OPS for kernel in product_kernels(op, _grids))

@@ -133,8 +133,7 @@ def _allowed(contract: OpContract, node: Node, truth: torch.Tensor) -> torch.Ten
     tolerance = contract.tolerance[dtype_of(node)]
     if tolerance == EXACT or not truth.is_floating_point():
         return torch.zeros(truth.shape, dtype=torch.float64)
-    size = truth.abs()
-    return tolerance.absolute + tolerance.relative * torch.where(size.isfinite(), size, 0.0)
+    return tolerance.around(truth)
 
 
 def _excess(value: torch.Tensor, truths: list[torch.Tensor], allowances: list[torch.Tensor]) -> torch.Tensor:

@@ -175,7 +175,7 @@ class Lockstep:
         its.launch()
         tolerance, worst = contract.tolerance[dtype_of(call.node)], follower.tally.worst
         for name, got, want in _results(contract, its, call):
-            allowed = allowed_apart(contract, name, want, tolerance)
+            allowed = allowed_apart(want, tolerance)
             apart = (got.double() - want.double()).abs()
             apart = torch.where((got == want) | (got.isnan() & want.isnan()), 0.0, apart)
             apart = apart.nan_to_num(nan=torch.inf, posinf=torch.inf)
@@ -257,12 +257,11 @@ def check_same_arrays(left: Plan, right: Plan, name: str) -> None:
         )
 
 
-def allowed_apart(contract: OpContract, name: str, want: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
+def allowed_apart(want: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
     """How far apart two right kernels may be: each may be a tolerance away from the oracle, in opposite directions."""
     if not want.is_floating_point():
         return torch.zeros(want.shape, dtype=torch.float64)
-    size = want.double().abs()
-    return 2 * (tolerance.absolute + tolerance.relative * torch.where(size.isfinite(), size, 0.0))
+    return 2 * tolerance.around(want.double())
 
 
 def _results(contract: OpContract, its: BoundCall, call: BoundCall) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
