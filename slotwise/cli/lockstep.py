@@ -10,8 +10,8 @@ import json
 from typing import Any
 
 from slotwise.cli._options import add_model_options, add_sampling_options, load, parse_backend
+from slotwise.cli._output import write_output
 from slotwise.cli._prompts import add_prompt_options, requests_of
-from slotwise.cli.xval import write_output
 
 
 def add_parser(commands: Any) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slotwise.cli._options import add_plan_options, plan_values
+from slotwise.cli._output import write_output
 from slotwise.cli._parser import Parser
-from slotwise.cli.xval import write_output
-from slotwise.core.errors import CheckpointError, OptionError, OutputError, nearest
+from slotwise.core.errors import CheckpointError, OptionError, nearest
 
 if TYPE_CHECKING:
     from slotwise.core.graph import Graph
@@ -103,11 +103,7 @@ def run_show(parsed: argparse.Namespace) -> int:
 
     plan = _plan(parsed.plan, plan_values(parsed), observe if wanted is not None else None)
     if parsed.save:
-        try:
-            plan.save(parsed.save)
-        except OSError as error:
-            raise OutputError(f"--save {parsed.save}: cannot be written: {error}") from error
-        print(f"saved to {parsed.save}", file=sys.stderr)
+        write_output("--save", parsed.save, plan.to_json())
     if parsed.json:
         print(plan.to_json(), end="")
     elif parsed.program is not None:

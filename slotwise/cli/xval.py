@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from slotwise.core.errors import OptionError, OutputError
+from slotwise.cli._output import write_output
+from slotwise.core.errors import OptionError
 
 
 def add_parser(commands: Any) -> None:
@@ -79,12 +79,3 @@ def run(parsed: argparse.Namespace) -> int:
         is_terminal = sys.stdout.isatty()
         show(found, Console(width=None if is_terminal else 160), every_case=parsed.every_case)
     return 0 if found.passed else 1
-
-
-def write_output(option: str, path: str, text: str) -> None:
-    """Write a file that an option names, and say so; raises OutputError when it cannot be written."""
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{option} {path}: cannot be written: {error}") from error
-    print(f"saved to {path}", file=sys.stderr)

@@ -27,10 +27,9 @@ from slotwise.inspect.sample import Job, quick_sample, seconds_for
 from slotwise.inspect.waivers import Waiver, read_waivers
 from slotwise.keywords import known_keywords
 from slotwise.plans.plan import Plan
+from slotwise.progress import Report
 from slotwise.proving.measures import cosine, ulps_between
 from slotwise.proving.validate import CaseResult, Trial, cases_of, check_row_invariance, dtypes_of, try_case
-
-Progress = Callable[[str, int, int], None]
 
 
 @known_keywords
@@ -45,7 +44,7 @@ def crossvalidate(
     seed: int = 0,
     waivers: Sequence[Waiver] | str | Path = (),
     timed: bool = True,
-    progress: Progress | None = None,
+    progress: Report | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> CrossValidation:
     """Try every kernel in every dtype on a case of its op; or, with `plan`, on exactly that plan's calls.
