@@ -113,8 +113,6 @@ WRONG = [
     ("plan diff m --against --spculate 0", "slotwise plan diff PLAN --against: error: there is no option --spculate"),
     ("generate", "slotwise generate: error: the following arguments are required: MODEL"),
     ("generate m --capacity many", "slotwise generate: error: argument --capacity: invalid int value: 'many'"),
-    ("generate m --logit-bias 3", "slotwise generate: error: argument --logit-bias: expected ID=X, found '3'"),
-    ("generate m --sequence-bias 1,x=2", "slotwise generate: error: argument --sequence-bias: expected ID,ID=X, found"),
     (
         "plan view m --format htm",
         "slotwise plan view: error: argument --format: 'htm' is not known (did you mean 'html'?)",

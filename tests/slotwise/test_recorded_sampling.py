@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from slotwise import LLM, Sampling
-from slotwise.inspect.recording import sampling_from_json
 from slotwise.inspect.replay import replay
+from slotwise.recording.file import sampling_from_json
 
 
 def test_every_field_of_a_sampling_comes_back_from_a_line_of_json(stories: Path, tmp_path: Path) -> None:
