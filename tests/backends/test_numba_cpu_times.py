@@ -28,13 +28,11 @@ def norms(count: int, rows: int, width: int) -> list[Call]:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_call_that_does_nothing_is_charged_next_to_nothing_beside_a_long_one(threads: int) -> None:
+def test_a_call_that_does_nothing_is_charged_next_to_nothing(threads: int) -> None:
     """The least of many runs: what else the machine does can only add to it."""
-    nothing = [Call(Part("nothing", _idle(), ())) for _ in range(8)]
-    chain = Chain([*nothing[:4], *norms(1, 64, 4096), *nothing[4:]], threads)
+    chain = Chain([Call(Part("nothing", _idle(), ())) for _ in range(8)], threads)
     best = [min(column) for column in zip(*(chain.timed()[1] for _ in range(2000)), strict=True)]
-    assert len(best) == 9
-    del best[4]
+    assert len(best) == 8
     assert all(0 < seconds < NOTHING for seconds in best), best
 
 
