@@ -40,7 +40,7 @@ class AsyncLLM:
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
-        self._requests = llm._requests
+        self._requests = llm.requests
         self._is_owner = False
         self._worker = _Worker(llm._engine)
         # Dropped without a word, it takes its thread along.

@@ -141,7 +141,8 @@ class LLM:
         self._vocab_size = loaded.spec.vocab_size
         self._folders = {"model": str(model), "draft": None if draft is None else str(draft)}
         self.tokenizer = Tokenizer.load(model, rows=loaded.spec.vocab_size)
-        self._requests = RequestMaker(self.tokenizer, GenerationDefaults.load(model), self.eos_ids)
+        self.requests = RequestMaker(self.tokenizer, GenerationDefaults.load(model), self.eos_ids)
+        """Makes requests of prompts, for who runs them on the engine."""
         self._template = ChatTemplate.load(model, self.tokenizer.special_tokens.variables)
         drafter = load_draft(draft, loaded, self.tokenizer, options.dtype)
         if saved is not None:
@@ -189,12 +190,12 @@ class LLM:
         `finish_reason` `error`, and the others are not touched. With `n` above 1 a prompt's completion has the
         n - 1 others as `alternatives`.
         """
-        single, asked = self._requests.asked(prompts, sampling)
+        single, asked = self.requests.asked(prompts, sampling)
         started: list[Running | Completion] = []
         try:
             for prompt, each in each_completion(asked):
                 try:
-                    started.append(self._engine.add(self._requests.request(prompt, each)))
+                    started.append(self._engine.add(self.requests.request(prompt, each)))
                 except SlotwiseError as error:
                     if single:
                         raise
@@ -219,7 +220,7 @@ class LLM:
         The last chunk has the `completion`. Closing or dropping the stream early cancels the request. Raises the
         request's error, at once when it cannot be served, else where it happens.
         """
-        request = self._requests.request(prompt, self._requests.for_stream(sampling))
+        request = self.requests.request(prompt, self.requests.for_stream(sampling))
         return Stream(self._engine, self._engine.add(request), self._progress)
 
     @known_keywords
@@ -365,7 +366,7 @@ class LLM:
     @property
     def default_sampling(self) -> Sampling:
         """How the checkpoint's generation_config would sample: greedy where it says nothing."""
-        return self._requests.default_sampling
+        return self.requests.default_sampling
 
     # Closing
 

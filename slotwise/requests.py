@@ -14,6 +14,7 @@ from typing import Any
 from slotwise.core.errors import CheckpointError, OptionError, RequestError, SlotwiseError
 from slotwise.engine.request import Completion, Request, Stats
 from slotwise.engine.sampling import Sampling
+from slotwise.engine.sampling.values import plain
 from slotwise.models.generation_config import GenerationDefaults
 from slotwise.models.tokenizer import Tokenizer
 
@@ -62,8 +63,7 @@ class RequestMaker:
 
 def unpacked(value: Any, expected: str) -> Any:
     """`value`, as Python's own numbers and lists where it is a tensor or an array; refuses what is no sequence."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
+    value = plain(value)
     if isinstance(value, (bytes, Mapping)) or not isinstance(value, Sequence):
         raise RequestError(f"{expected}, found a {type(value).__name__}")
     return value
@@ -81,12 +81,12 @@ def integers(values: Sequence[Any]) -> list[int]:
     """
     found = []
     for place, value in enumerate(values):
-        plain = value.tolist() if hasattr(value, "tolist") else value
+        number = plain(value)
         try:
-            found.append(operator.index(plain))
+            found.append(operator.index(number))
         except TypeError:
-            plain = True
-        if isinstance(plain, bool):
+            number = True
+        if isinstance(number, bool):
             raise RequestError(f"token ids must be integers, found {value!r:.80} at place {place}")
     return found
 

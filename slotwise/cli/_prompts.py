@@ -43,13 +43,9 @@ def prompts_of(parsed: argparse.Namespace) -> list[str]:
 
 def requests_of(parsed: argparse.Namespace, llm: LLM) -> list[Request]:
     """A request for each prompt, with the sampling options; seed 0 where none is given."""
-    from slotwise.engine.request import Request
-    from slotwise.requests import spelled
-
     sampling = sampling_of(parsed, llm)
     sampling = replace(sampling, seed=0) if sampling.seed is None else sampling
-    sampling = spelled(sampling, lambda text: llm.tokenizer.encode(text, add_special_tokens=False))
-    return [Request(tuple(llm.tokenizer.encode(prompt)), sampling) for prompt in prompts_of(parsed)]
+    return [llm.requests.request(prompt, sampling) for prompt in prompts_of(parsed)]
 
 
 def _read(name: str) -> str:

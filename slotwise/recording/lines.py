@@ -10,12 +10,12 @@ import json
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import slotwise
 from slotwise.engine.engine import Engine
+from slotwise.engine.sampling.values import plain
 from slotwise.engine.sequence import Sequence as Running
 from slotwise.recording.file import KEY, SCHEMA, Json, sampling_to_json
 from slotwise.slots.binding import Binding
@@ -74,7 +74,7 @@ def decode_line(binding: Binding) -> Json:
             ]
             for span in binding.spans
         },
-        "known": {name: _plain(value) for name, value in binding.known.items()},
+        "known": {name: plain(value) for name, value in binding.known.items()},
     }
 
 
@@ -108,7 +108,3 @@ def crash_line(engine: Engine, epoch: int, error: Exception, live: Iterable[Runn
         "ledger": str(engine.ledger),
         "tokens": {str(s.id): s.tokens[s.prompt_length :] for s in live},
     }
-
-
-def _plain(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else value
