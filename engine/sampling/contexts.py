@@ -59,7 +59,7 @@ class SequenceEdits:
             return
         for ids, edit in self._by_link.get(int(context.tokens[-1]), ()):
             known = len(ids) - 1
-            if context.tokens.size >= known and context.tokens[-known:].tolist() == list(ids[:-1]):
+            if context.tokens[-known:].tolist() == list(ids[:-1]):
                 yield ids[-1], edit
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, LlamaConfig, LlamaForCausalLM
 
 from slotwise.core.errors import CheckpointError
+from slotwise.engine.sampling import Sampling
 from slotwise.engine.sampling.adjust import LogitAdjuster
 from slotwise.models.generation_config import SILENT_TOP_K, GenerationDefaults
 from slotwise.models.generation_fields import FIELDS
@@ -121,6 +122,63 @@ def test_lengths_and_strings_act(tmp_path: Path) -> None:
     sampling = default_sampling(defaults(tmp_path, {"max_length": 90, "stop_strings": ["END"]}), ())
     assert (sampling.budget(80), sampling.stop) == (10, ("END",))
     assert default_sampling(defaults(tmp_path, {"max_length": 90, "max_new_tokens": 7}), ()).budget(80) == 7
+
+
+SHIPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Qwen2.5-7B-Instruct": (
+        {
+            "bos_token_id": 151643,
+            "pad_token_id": 151643,
+            "do_sample": True,
+            "eos_token_id": [151645, 151643],
+            "repetition_penalty": 1.05,
+            "temperature": 0.7,
+            "top_p": 0.8,
+            "top_k": 20,
+            "transformers_version": "4.37.0",
+        },
+        {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
+    ),
+    "Llama-3.1-8B-Instruct": (
+        {
+            "bos_token_id": 128000,
+            "do_sample": True,
+            "eos_token_id": [128001, 128008, 128009],
+            "temperature": 0.6,
+            "top_p": 0.9,
+            "transformers_version": "4.42.3",
+        },
+        {"temperature": 0.6, "top_p": 0.9, "top_k": SILENT_TOP_K},
+    ),
+    "Llama-2-7b-chat": (
+        {"bos_token_id": 1, "do_sample": True, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.6}
+        | {"max_length": 4096, "top_p": 0.9},
+        {"temperature": 0.6, "top_p": 0.9, "top_k": SILENT_TOP_K, "max_length": 4096, "max_new_tokens": None},
+    ),
+    "gemma-2-2b-it": (
+        {"_from_model_config": True, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 107]},
+        {},
+    ),
+    "Phi-3-mini": ({"_from_model_config": True, "bos_token_id": 1, "eos_token_id": [32000, 32001, 32007]}, {}),
+    "as Whisper's": (
+        {
+            "begin_suppress_tokens": [220, 50257],
+            "suppress_tokens": [1, 2, 7],
+            "forced_decoder_ids": [[1, None], [2, 50359]],
+            "is_multilingual": True,
+            "max_length": 448,
+            "return_timestamps": False,
+        },
+        {"begin_suppress_tokens": (220, 50257), "banned_tokens": (1, 2, 7), "max_length": 448, "max_new_tokens": None},
+    ),
+    "all that is null": (dict.fromkeys(FIELDS), {}),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_files_as_they_are_shipped_sample_as_they_say(tmp_path: Path, name: str) -> None:
+    fields, expected = SHIPPED[name]
+    assert default_sampling(defaults(tmp_path, fields), ()) == Sampling(**expected)
 
 
 ACTING: dict[str, dict[str, Any]] = {
