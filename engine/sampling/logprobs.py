@@ -52,7 +52,7 @@ def logprobs_of(
         wide -= wide.max()
         wide -= np.log(np.exp(wide).sum())
         count = wide.size if top < 0 else top
-        order = np.lexsort((np.arange(wide.size), -wide))[:count].tolist() if count else []
+        order = _likeliest(wide, min(count, wide.size)).tolist()
         likeliest = {t: float(wide[t]) for t in order}
         rank = 1 + int(np.count_nonzero(wide > wide[token]))
         if bytes_of is None:
@@ -61,3 +61,12 @@ def logprobs_of(
             spoken = {t: bytes_of(t) for t in order}
             found.append(TokenLogprobs(token, float(wide[token]), rank, likeliest, bytes_of(token), spoken))
     return tuple(found)
+
+
+def _likeliest(values: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """Where the `count` greatest of `values` stand, the greatest first, equal ones in their order."""
+    if not count:
+        return np.empty(0, np.int64)
+    # A vocabulary is large, and sorting all of it takes many times as long as finding the least that is wanted.
+    wanted = np.flatnonzero(values >= np.partition(values, values.size - count)[values.size - count])
+    return wanted[np.lexsort((wanted, -values[wanted]))][:count]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.sampling.adjust import LogitAdjuster
+from slotwise.engine.sampling.logprobs import logprobs_of
 
 IDS = st.integers(0, 3)
 TOKENS = st.lists(IDS, min_size=1, max_size=9)
@@ -91,3 +92,21 @@ def test_a_logit_that_a_model_leaves_infinite_is_not_edited_into_a_sound_one() -
 
 def test_single_sequences_and_biases_of_one_token_add_up() -> None:
     assert Sampling(logit_bias={3: 1.0}, sequence_bias={(3,): 0.5, (4,): 2.0}).logit_bias == {3: 1.5, 4: 2.0}
+
+
+def test_what_is_banned_stays_banned_whatever_else_is_said_of_it() -> None:
+    sampling = Sampling(
+        banned_tokens=[3, 4], sequence_bias={(2, 3): 5.0}, exponential_decay_length_penalty=(0, 2.0), stop_token_ids=[4]
+    )
+    found = edits(sampling, [1], [2]).edits()
+    assert set(found.tokens[found.banned].tolist()) == {3, 4}
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.integers(-1, 12))
+def test_the_likeliest_come_first_and_of_equals_the_lower_id(logits: list[int], top: int) -> None:
+    row = np.array([logits], np.float32)
+    (found,) = logprobs_of(row, [0], top, None)
+    order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
+    assert list(found.top) == order[: len(logits) if top < 0 else top]
+    assert found.rank == 1 + sum(each > logits[0] for each in logits)
+    assert math.fsum(map(math.exp, found.top.values())) <= 1 + 1e-9
