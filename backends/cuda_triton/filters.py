@@ -2,8 +2,8 @@
 
 Owns `filter_rows`. What always holds: nothing is sorted; the k-th greatest value, and the least value that top-p keeps,
 are found bit by bit (floats compare as their bits do, once the sign is turned), each bit with one pass that counts
-tokens or sums their mass. Sums run over a row in one order, so a row's result is its own. A NaN stays what it is, so
-that whoever draws from the row sees it.
+tokens or sums their mass: in whole numbers, as core/ops/nucleus.py defines it, so no order decides what is kept. A NaN
+stays what it is, so that whoever draws from the row sees it.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -12,6 +12,16 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from slotwise.core.ops import nucleus
+
+REACH, STEPS = tl.constexpr(nucleus.REACH), tl.constexpr(nucleus.STEPS)
+LOG2_E, UNIT = tl.constexpr(nucleus.LOG2_E), tl.constexpr(nucleus.UNIT)
+C1, C2, C3, C4, C5 = (tl.constexpr(coefficient) for coefficient in nucleus.CURVE)
+FRACTION, ONE = tl.constexpr(nucleus.FRACTION), tl.constexpr(1 << nucleus.FRACTION)
+FRACTION_MASK = tl.constexpr((1 << nucleus.FRACTION) - 1)
+SHARE, SLACK = tl.constexpr(nucleus.SHARE), tl.constexpr(nucleus.SLACK)
+SHARE_UNITS, SHARE_MASK = tl.constexpr(2.0**nucleus.SHARE), tl.constexpr((1 << nucleus.SHARE) - 1)
 
 
 @triton.jit
@@ -68,12 +78,33 @@ def count_from(scores, threshold, size, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def mass_above(scores, threshold, highest, size, BLOCK: tl.constexpr):
-    """The sum of exp(value - highest) over values above `threshold` (in `ordered` numbers)."""
-    mass = 0.0
+def weights(distance):
+    """`weights` of core/ops/nucleus.py, for scores that much less than the greatest."""
+    near = distance < REACH
+    exponent = (tl.where(near, distance, 0.0) * STEPS).to(tl.int64) * LOG2_E
+    part = (exponent >> (56 - FRACTION)) & FRACTION_MASK
+    power = C4 - ((part * C5) >> FRACTION)
+    power = C3 - ((part * power) >> FRACTION)
+    power = C2 - ((part * power) >> FRACTION)
+    power = C1 - ((part * power) >> FRACTION)
+    power = ONE - ((part * power) >> FRACTION)
+    return tl.where(near, (power << (UNIT - FRACTION)) >> (exponent >> 56), 0)
+
+
+@triton.jit
+def wanted_mass(total, share):
+    """`wanted_mass` of core/ops/nucleus.py."""
+    cut = tl.maximum((share * SHARE_UNITS).to(tl.int64) - SLACK, 0)
+    return tl.maximum((total >> SHARE) * cut + (((total & SHARE_MASK) * cut) >> SHARE), 1)
+
+
+@triton.jit
+def mass_from(scores, threshold, highest, size, BLOCK: tl.constexpr):
+    """The sum of weights over values that are at least `threshold` (in `ordered` numbers)."""
+    mass = tl.full((), 0, tl.int64)
     for first in range(0, size, BLOCK):
         values = row_block(scores, first, size, BLOCK)
-        mass += tl.sum(tl.where(ordered(values) > threshold, tl.exp(values - highest), 0.0), axis=0)
+        mass += tl.sum(tl.where(ordered(values) >= threshold, weights(highest - values), 0), axis=0)
     return mass
 
 
@@ -95,31 +126,24 @@ def limit_count(scores, keep, size, BLOCK: tl.constexpr):
 
 @triton.jit
 def limit_mass(scores, highest, share, size, BLOCK: tl.constexpr):
-    """Top-p: keep the smallest set whose mass reaches `share`, of equals the lower tokens first."""
-    total = mass_above(scores, tl.full((), 0, tl.uint32), highest, size, BLOCK)
-    wanted = share * total
-    below = tl.full((), 0, tl.uint32)  # the greatest number above which the mass still reaches what is wanted
+    """Top-p: what stands after the wanted mass becomes -inf; of equals the lower tokens stand first."""
+    wanted = wanted_mass(mass_from(scores, tl.full((), 0, tl.uint32), highest, size, BLOCK), share)
+    last = tl.full((), 0, tl.uint32)  # the greatest number from which on the mass is what is wanted
     bit = tl.full((), 0x80000000, tl.uint32)
     for _ in range(32):
-        candidate = below | bit
-        below = tl.where(mass_above(scores, candidate, highest, size, BLOCK) >= wanted, candidate, below)
+        candidate = last | bit
+        last = tl.where(mass_from(scores, candidate, highest, size, BLOCK) >= wanted, candidate, last)
         bit = bit >> 1
-    top = ordered(highest + tl.zeros((1,), tl.float32))
-    top = tl.max(top, axis=0)
-    edge = tl.where(below < top, below + 1, top)
-    above = mass_above(scores, edge, highest, size, BLOCK)
-    equals = 0
+    above = mass_from(scores, last + 1, highest, size, BLOCK)
     for first in range(0, size, BLOCK):
         values = row_block(scores, first, size, BLOCK)
         index = first + tl.arange(0, BLOCK)
         number = ordered(values)
-        equal = ((number == edge) & (index < size)).to(tl.int32)
-        before = equals + tl.cumsum(equal, axis=0) - equal
-        fits = above + before.to(tl.float32) * tl.exp(values - highest) < wanted
-        first_of_all = (edge == top) & (before == 0)
-        kept = (number > edge) | ((number == edge) & (fits | first_of_all)) | (values != values)
+        mass = tl.where(number == last, weights(highest - values), 0)
+        before = above + tl.cumsum(mass, axis=0) - mass
+        kept = (number > last) | ((number == last) & (before < wanted)) | (values != values)
         tl.store(scores + index, tl.where(kept, values, float("-inf")), mask=index < size)
-        equals += tl.sum(equal, axis=0)
+        above += tl.sum(mass, axis=0)
 
 
 @triton.jit

@@ -1,7 +1,8 @@
 """Temperature, top-k, top-p and min-p.
 
-Owns the kernel of `filter_logits`. What always holds: a row is one thread's; the k-th greatest is found by counting
-bits from the top, and the order of equals is that of their tokens, so no sort decides what the op leaves open.
+Owns the kernel of `filter_logits`. What always holds: a row is one thread's; nothing is sorted: the k-th greatest, and
+the last score that top-p keeps, are found eight bits at a time from the top; mass is summed in whole numbers, as
+core/ops/nucleus.py defines it, so no order decides what is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from slotwise.backends.numba_cpu.elements import given
 from slotwise.backends.numba_cpu.memory import (
     as_int64,
     device,
-    exp,
     float_bits,
     float_of_bits,
     floats,
@@ -31,11 +31,16 @@ from slotwise.backends.numba_cpu.memory import (
 from slotwise.backends.numba_cpu.threads import FIRST_FIELD, share
 from slotwise.core.backend import CallSpec, Kernel, Launch, Tensors
 from slotwise.core.graph import Attr
+from slotwise.core.ops.nucleus import CURVE, FRACTION, LOG2_E, REACH, SHARE, SLACK, STEPS, UNIT
 
 _AT = FIRST_FIELD * 8
 _LOWEST = np.float32(-np.inf)
 _DIGITS = 256
-_COUNTS = _DIGITS * 4
+_COUNTS, _SUMS = _DIGITS * 4, _DIGITS * 8
+_ZERO = np.float32(0.0)
+_REACH, _STEPS, _SHARE_UNITS = np.float32(REACH), np.float32(STEPS), np.float32(2.0**SHARE)
+_C1, _C2, _C3, _C4, _C5 = CURVE
+_ONE, _FRACTION_MASK, _SHARE_MASK = 1 << FRACTION, (1 << FRACTION) - 1, (1 << SHARE) - 1
 
 
 @device
@@ -74,48 +79,71 @@ def kth_greatest(row: Any, size: int, k: int) -> Any:
 
 
 @device
-def _sort_descending(order: Any, spare: Any, row: Any, count: int) -> None:
-    """Sort `count` tokens in `order` by score, greatest first; equals keep their order (four counting passes)."""
-    counts = int32s(stack_memory(_COUNTS), _DIGITS)
-    for level in range(4):
-        shift = 8 * level
-        for digit in range(_DIGITS):
-            counts[digit] = 0
-        for i in range(count):
-            counts[255 - ((_rank(row[order[i]]) >> shift) & 255)] += 1
-        total = 0
-        for digit in range(_DIGITS):
-            here = counts[digit]
-            counts[digit] = total
-            total += here
-        for i in range(count):
-            digit = 255 - ((_rank(row[order[i]]) >> shift) & 255)
-            spare[counts[digit]] = order[i]
-            counts[digit] += 1
-        for i in range(count):
-            order[i] = spare[i]
+def _weight(distance: np.float32) -> Any:
+    """`weights` of core/ops/nucleus.py, for a score that much less than the greatest."""
+    near = distance < _REACH
+    exponent = as_int64((distance if near else _ZERO) * _STEPS) * LOG2_E
+    part = (exponent >> (56 - FRACTION)) & _FRACTION_MASK
+    power = as_int64(_C5)
+    power = _C4 - ((part * power) >> FRACTION)
+    power = _C3 - ((part * power) >> FRACTION)
+    power = _C2 - ((part * power) >> FRACTION)
+    power = _C1 - ((part * power) >> FRACTION)
+    power = _ONE - ((part * power) >> FRACTION)
+    return ((power << (UNIT - FRACTION)) >> (exponent >> 56)) if near else 0
 
 
 @device
-def _keep_mass(row: Any, size: int, p: np.float32, order: Any, spare: Any) -> None:
-    """Top-p: drop every token whose predecessors in descending order have mass p or more."""
+def _wanted_mass(total: int, p: np.float32) -> Any:
+    """`wanted_mass` of core/ops/nucleus.py."""
+    cut = max(as_int64(p * _SHARE_UNITS) - SLACK, 0)
+    return max((total >> SHARE) * cut + (((total & _SHARE_MASK) * cut) >> SHARE), 1)
+
+
+@device
+def _keep_mass(row: Any, size: int, p: np.float32, mass: Any, tokens: Any) -> None:
+    """Top-p: drop every token before which the wanted mass stands; `mass` and `tokens` have room for a row.
+
+    The last score that is kept is found as the k-th greatest is: its digits sum weights instead of counting tokens,
+    those of the tokens that weigh anything.
+    """
     highest = _LOWEST
     for i in range(size):
         highest = max(highest, row[i])
-    total, count = 0.0, 0
+    total = 0
     for i in range(size):
-        if row[i] > _LOWEST:
-            total += np.float64(exp(row[i] - highest))
-            order[count] = i
+        weight = _weight(highest - row[i])
+        mass[i] = weight
+        total += weight
+    wanted = _wanted_mass(total, p)
+    count = 0
+    for i in range(size):
+        if mass[i] > 0:
+            mass[count] = mass[i]
+            tokens[count] = i
             count += 1
-    _sort_descending(order, spare, row, count)
-    before = 0.0
-    for i in range(count):
-        token = order[i]
-        mass = np.float64(exp(row[token] - highest)) / total
-        if i > 0 and before >= np.float64(p):
-            row[token] = _LOWEST
-        before += mass
+    sums = int64s(stack_memory(_SUMS), _DIGITS)
+    prefix, above = 0, as_int64(0)
+    for level in range(4):
+        shift = 24 - 8 * level
+        for digit in range(_DIGITS):
+            sums[digit] = 0
+        for i in range(count):
+            rank = _rank(row[tokens[i]] + _ZERO)  # the zeros of either sign are equal
+            if level == 0 or (rank >> (shift + 8)) == prefix:
+                sums[(rank >> shift) & 255] += mass[i]
+        digit = 255
+        while digit > 0 and above + sums[digit] < wanted:
+            above += sums[digit]
+            digit -= 1
+        prefix = (prefix << 8) | digit
+    last = _value(prefix)
+    equals = _weight(highest - last)
+    for i in range(size):
+        if row[i] < last or (row[i] == last and above >= wanted):
+            row[i] = _LOWEST
+        elif row[i] == last:
+            above += equals
 
 
 @functools.cache
@@ -146,8 +174,8 @@ def _filter() -> Address:
                     if row[i] < limit:
                         row[i] = _LOWEST
             if top_p[r] < np.float32(1.0):
-                at = scratch + r * size * 8
-                _keep_mass(row, size, top_p[r], int32s(at, size), int32s(at + size * 4, size))
+                at = scratch + r * size * 12
+                _keep_mass(row, size, top_p[r], int64s(at, size), int32s(at + size * 8, size))
             if min_p[r] > np.float32(0.0):
                 highest = _LOWEST
                 for i in range(size):
@@ -166,9 +194,9 @@ def _bind(
     return Call(Part("filter_logits", _filter(), (*inputs, *outputs, *given(inputs[0]).shape, workspace)))
 
 
-def _orders(call: CallSpec) -> int:
+def _weights(call: CallSpec) -> int:
     rows, size = call.outputs[0].sizes()
-    return rows * size * 8
+    return rows * size * 12
 
 
-FILTER_LOGITS = Kernel("filter_logits", "filter_logits", _bind, workspace=_orders)
+FILTER_LOGITS = Kernel("filter_logits", "filter_logits", _bind, workspace=_weights)

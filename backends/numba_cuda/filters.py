@@ -2,8 +2,8 @@
 
 Owns the kernel `filter_rows`. What always holds: nothing is sorted; the k-th greatest value, and the least value that
 top-p keeps, are found bit by bit (floats compare as their bits do, once the sign is turned), each bit with one pass
-that counts tokens or sums their mass. A block does a row, and sums it in one order, so a row's result is its own. A NaN
-stays what it is, so that whoever draws from the row sees it.
+that counts tokens or sums their mass: in whole numbers, as core/ops/nucleus.py defines it, so no order decides what is
+kept. A block does a row. A NaN stays what it is, so that whoever draws from the row sees it.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
@@ -19,14 +19,17 @@ import numpy as np
 from slotwise.backends.numba_cuda.blocks import LEAST, NOWHERE, WARP, ZERO, block_best, block_max, block_sum
 from slotwise.backends.numba_cuda.elements import bits_of
 from slotwise.backends.numba_cuda.simulator import cuda, device, kernel
+from slotwise.core.ops.nucleus import CURVE, FRACTION, LOG2_E, REACH, SHARE, SLACK, STEPS, UNIT
 
 THREADS = 1024
 WARPS = THREADS // WARP
 TOP_BIT = 0x80000000
 ONE = np.float32(1)
 NAN = np.float32(np.nan)
+NEAR, STEP, SHARE_UNITS = np.float32(REACH), np.float32(STEPS), np.float32(2.0**SHARE)
+C1, C2, C3, C4, C5 = CURVE
+WHOLE, FRACTION_MASK, SHARE_MASK = 1 << FRACTION, (1 << FRACTION) - 1, (1 << SHARE) - 1
 
-total_mass = block_sum(THREADS)
 total_count = block_sum(THREADS, whole=True)
 highest_of_block = block_max(THREADS)
 best_of_block = block_best(THREADS)
@@ -50,14 +53,36 @@ def count_from(scores, row, size, threshold, counts):
 
 
 @device
-def mass_above(scores, row, size, threshold, highest, sums):
-    """The sum of exp(value - highest) over values above `threshold`, in `ordered` numbers."""
-    mass = ZERO
+def weight_of(distance):
+    """`weights` of core/ops/nucleus.py, for a score that much less than the greatest."""
+    if not distance < NEAR:
+        return np.int64(0)
+    exponent = np.int64(distance * STEP) * LOG2_E
+    part = (exponent >> (56 - FRACTION)) & FRACTION_MASK
+    power = C4 - ((part * C5) >> FRACTION)
+    power = C3 - ((part * power) >> FRACTION)
+    power = C2 - ((part * power) >> FRACTION)
+    power = C1 - ((part * power) >> FRACTION)
+    power = WHOLE - ((part * power) >> FRACTION)
+    return (power << (UNIT - FRACTION)) >> (exponent >> 56)
+
+
+@device
+def wanted_mass(total, share):
+    """`wanted_mass` of core/ops/nucleus.py."""
+    cut = max(np.int64(share * SHARE_UNITS) - SLACK, np.int64(0))
+    return max((total >> SHARE) * cut + (((total & SHARE_MASK) * cut) >> SHARE), np.int64(1))
+
+
+@device
+def mass_from(scores, row, size, threshold, highest, counts):
+    """The sum of weights over values that are at least `threshold`, in `ordered` numbers."""
+    mass = np.int64(0)
     for token in range(cuda.threadIdx.x, size, THREADS):
         value = scores[row + token]
-        if ordered(value) > threshold:
-            mass += math.exp(value - highest)
-    return total_mass(mass, sums)
+        if ordered(value) >= threshold:
+            mass += weight_of(highest - value)
+    return total_count(mass, counts)
 
 
 @device
@@ -115,31 +140,26 @@ def equals_before(equal, counts):
 
 
 @device
-def limit_mass(scores, row, size, highest, share, sums, counts):
-    """Top-p: keep the smallest set whose mass reaches `share`, of equals the lower tokens first."""
-    wanted = share * mass_above(scores, row, size, 0, highest, sums)
-    below = np.int64(0)  # the greatest number above which the mass still reaches what is wanted
+def limit_mass(scores, row, size, highest, share, counts):
+    """Top-p: what stands after the wanted mass becomes -inf; of equals the lower tokens stand first."""
+    wanted = wanted_mass(mass_from(scores, row, size, 0, highest, counts), share)
+    last = np.int64(0)  # the greatest number from which on the mass is what is wanted
     bit = np.int64(TOP_BIT)
     for _ in range(32):
-        if mass_above(scores, row, size, below | bit, highest, sums) >= wanted:
-            below |= bit
+        if mass_from(scores, row, size, last | bit, highest, counts) >= wanted:
+            last |= bit
         bit >>= 1
-    top = ordered(highest)
-    edge = below + 1 if below < top else top
-    above = mass_above(scores, row, size, edge, highest, sums)
+    above = mass_from(scores, row, size, last + 1, highest, counts)
     equals = np.int64(0)
     for start in range(0, size, THREADS):
         token = start + cuda.threadIdx.x
         value = scores[row + token] if token < size else NAN
         number = ordered(value)
-        equal = value == value and number == edge
+        equal = value == value and number == last
         before, more = equals_before(equal, counts)
-        before += equals
-        if value == value:
-            fits = above + np.float32(before) * math.exp(value - highest) < wanted
-            first_of_all = edge == top and before == 0
-            if not (number > edge or (equal and (fits or first_of_all))):
-                scores[row + token] = LEAST
+        fits = above + (equals + before) * weight_of(highest - value) < wanted
+        if value == value and not (number > last or (equal and fits)):
+            scores[row + token] = LEAST
         equals += more
 
 
@@ -168,7 +188,7 @@ def filter_rows() -> Any:
             if keep > 0 and keep < size:
                 limit_count(scores, row, size, keep, counts)
             if top_p[at] < ONE:
-                limit_mass(scores, row, size, highest, top_p[at], sums, counts)
+                limit_mass(scores, row, size, highest, top_p[at], counts)
             if min_p[at] > ZERO:
                 floor = highest + math.log(min_p[at])
                 for token in range(cuda.threadIdx.x, size, THREADS):

@@ -14,6 +14,7 @@ import torch
 
 from slotwise.core.contract import Argument, Case, Cost, OpContract
 from slotwise.core.ops.noise import ACCEPT_STREAM, RESIDUAL_STREAM, TARGET_STREAM, uniform_noise
+from slotwise.core.ops.nucleus import nucleus
 from slotwise.core.ops.tolerances import BIT_EQUAL, POINTWISE
 from slotwise.core.specs import DType
 
@@ -28,6 +29,17 @@ def filter_logits(
     Temperature 0 leaves one token, the greatest, the first of equals. Off values: top_k 0, top_p 1, min_p 0. A token
     that equals the k-th greatest stays; top-p keeps the smallest set whose mass reaches p (Holtzman et al., 2020);
     min-p drops tokens less likely than min_p times the likeliest (Nguyen et al., 2024).
+
+    Which tokens top-k and top-p keep is decided on the scores rounded to float32, in which kernels have them, so the
+    oracle sees the ties that they see. Where top-p ends is one definition for all kernels (`nucleus.py`):
+
+    - Tokens stand in the order of their scores, of equals the lower token first. One is kept where the mass before it
+      is below p, so at a boundary the set that has p exactly is all: transformers 5, vLLM and llama.cpp end there too.
+    - Mass is a sum of whole numbers, so the order in which a kernel adds decides nothing.
+    - A mass within 2**-20 of p reaches it. Logits and p are rounded before this op sees them (0.8 is 0.800000012 in
+      float32), and what adds up to p before they were rounded must not depend on which way. That covers scores up to 8
+      in size; beyond, an exact boundary may fall on either side, yet on the same side in every kernel.
+    - p = 0, or any p up to 2**-20, keeps one token. Below 1, p drops what is less likely by e**-28 than the likeliest.
     """
     scores = logits.clone()
     cold = temperature == 0
@@ -41,15 +53,11 @@ def filter_logits(
         scores[warm] = scores[warm] / temperature[warm].to(scores.dtype).unsqueeze(1)
     limited = warm & (top_k > 0) & (top_k < scores.shape[1])
     for i in limited.nonzero().flatten().tolist():
-        kth = scores[i].topk(int(top_k[i])).values[-1]
-        scores[i].masked_fill_(scores[i] < kth, -_INF)
+        rounded = scores[i].float()
+        kth = rounded.topk(int(top_k[i])).values[-1]
+        scores[i].masked_fill_(rounded < kth, -_INF)
     for i in (warm & (top_p < 1)).nonzero().flatten().tolist():
-        ordered, index = scores[i].sort(descending=True, stable=True)
-        mass = ordered.softmax(-1)
-        before = mass.cumsum(-1) - mass
-        dropped = before >= top_p[i]
-        dropped[0] = False
-        scores[i, index[dropped]] = -_INF
+        scores[i].masked_fill_(~nucleus(scores[i].float(), float(top_p[i])), -_INF)
     for i in (warm & (min_p > 0)).nonzero().flatten().tolist():
         scores[i].masked_fill_(scores[i] < scores[i].max() + min_p[i].to(scores.dtype).log(), -_INF)
     return scores
@@ -167,6 +175,38 @@ def _filter_cases(rng: torch.Generator) -> Iterable[Case]:
     for name, *values in settings:
         yield Case(name, (_logits(rng, 1, 101), *_controls([values])))
     yield Case("mixed rows", (_logits(rng, len(settings), 101), *_controls([s[1:] for s in settings])))
+    yield from _boundary_cases(rng)
+
+
+def _boundary_cases(rng: torch.Generator) -> Iterable[Case]:
+    """Rows in which masses are p itself, or differ from it by a unit in the last place, or by very many small ones."""
+    skewed, even = torch.tensor([0.3, 0.1, 0.1, 0.5]).log(), torch.full((5,), 0.2).log()
+    yield _top_p("p reached by two tokens, before a tie", skewed, 0.8)
+    yield _top_p("p reached within a tie", even, 0.6)
+    yield _top_p("p reached a last place earlier or later", skewed, *_around(0.5), *_around(0.8), *_around(0.9))
+    yield _top_p("p reached at each of equal tokens", torch.zeros(10), *(i / 10 for i in range(10)), *_around(0.7))
+    yield _top_p("p reached at other temperatures", skewed * 0.7, *_around(0.8), temperature=0.7)
+    yield _top_p("one token has nearly all mass", torch.tensor([0.0, 40.0, 12.0, 27.0]), 0.0, 0.5, *_around(1.0)[:1])
+    yield _top_p("a vocabulary of one", torch.zeros(1), 0.0, 1e-6, 0.5)
+    banned = torch.tensor([-_INF, 1.0, -_INF, 1.0, 1.0, -_INF, 1.0])
+    yield _top_p("banned tokens among equals", banned, 0.0, *_around(0.25), *_around(0.5), 0.99)
+    yield _top_p("zeros of either sign", torch.tensor([-0.0, 0.0, -0.0, 0.0, -1.0]), 0.2, 0.4, 0.6)
+    yield _top_p("after top-k", torch.tensor([4.0, 2, 1, 1, 1, 1]).log(), 0.4, *_around(0.5), 0.8, top_k=3)
+    tail = torch.cat((torch.zeros(1), torch.full((2999,), 1 / 2999).log()))
+    places = torch.randperm(3000, generator=rng)
+    yield _top_p("half the mass in thousands of tokens", tail[places], *_around(0.5), 0.75)
+
+
+def _top_p(name: str, logits: torch.Tensor, *ps: float, temperature: float = 1.0, top_k: int = 0) -> Case:
+    """A row of `logits` [V] for each p."""
+    return Case(name, (logits.repeat(len(ps), 1), *_controls([(temperature, top_k, p, 0.0) for p in ps])))
+
+
+def _around(p: float) -> tuple[float, float, float]:
+    """The float32 numbers below `p`, nearest to it, and above."""
+    nearest = torch.tensor(p)
+    below, above = (nearest.nextafter(torch.tensor(limit)) for limit in (-_INF, _INF))
+    return float(below), float(nearest), float(above)
 
 
 def _controls(rows: list[list[float]] | list[tuple[float, int, float, float]]) -> tuple[torch.Tensor, ...]:
