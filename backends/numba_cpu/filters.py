@@ -101,27 +101,26 @@ def _wanted_mass(total: int, p: np.float32) -> Any:
 
 
 @device
-def _keep_mass(row: Any, size: int, p: np.float32, mass: Any, tokens: Any) -> None:
-    """Top-p: drop every token before which the wanted mass stands; `mass` and `tokens` have room for a row.
+def _keep_mass(row: Any, size: int, p: np.float32, near: Any, mass: Any) -> None:
+    """Top-p: drop every token before which the wanted mass stands; `near` and `mass` have room for a row.
 
     The last score that is kept is found as the k-th greatest is: its digits sum weights instead of counting tokens,
-    those of the tokens that weigh anything.
+    those of the scores near enough to weigh anything.
     """
     highest = _LOWEST
     for i in range(size):
         highest = max(highest, row[i])
-    total = 0
+    count = 0
     for i in range(size):
-        weight = _weight(highest - row[i])
+        if highest - row[i] < _REACH:
+            near[count] = row[i] + _ZERO  # the zeros of either sign are equal
+            count += 1
+    total = 0
+    for i in range(count):
+        weight = _weight(highest - near[i])
         mass[i] = weight
         total += weight
     wanted = _wanted_mass(total, p)
-    count = 0
-    for i in range(size):
-        if mass[i] > 0:
-            mass[count] = mass[i]
-            tokens[count] = i
-            count += 1
     sums = int64s(stack_memory(_SUMS), _DIGITS)
     prefix, above = 0, as_int64(0)
     for level in range(4):
@@ -129,7 +128,7 @@ def _keep_mass(row: Any, size: int, p: np.float32, mass: Any, tokens: Any) -> No
         for digit in range(_DIGITS):
             sums[digit] = 0
         for i in range(count):
-            rank = _rank(row[tokens[i]] + _ZERO)  # the zeros of either sign are equal
+            rank = _rank(near[i])
             if level == 0 or (rank >> (shift + 8)) == prefix:
                 sums[(rank >> shift) & 255] += mass[i]
         digit = 255
@@ -175,7 +174,7 @@ def _filter() -> Address:
                         row[i] = _LOWEST
             if top_p[r] < np.float32(1.0):
                 at = scratch + r * size * 12
-                _keep_mass(row, size, top_p[r], int64s(at, size), int32s(at + size * 8, size))
+                _keep_mass(row, size, top_p[r], floats(at + size * 8, size), int64s(at, size))
             if min_p[r] > np.float32(0.0):
                 highest = _LOWEST
                 for i in range(size):

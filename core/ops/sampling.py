@@ -185,6 +185,7 @@ def _boundary_cases(rng: torch.Generator) -> Iterable[Case]:
     yield _top_p("p reached within a tie", even, 0.6)
     yield _top_p("p reached a last place earlier or later", skewed, *_around(0.5), *_around(0.8), *_around(0.9))
     yield _top_p("p reached at each of equal tokens", torch.zeros(10), *(i / 10 for i in range(10)), *_around(0.7))
+    yield _top_p("p reached to the unit of mass", torch.zeros(4), *(p for i in (1, 2) for p in _around(i / 4 + 2**-20)))
     yield _top_p("p reached at other temperatures", skewed * 0.7, *_around(0.8), temperature=0.7)
     yield _top_p("one token has nearly all mass", torch.tensor([0.0, 40.0, 12.0, 27.0]), 0.0, 0.5, *_around(1.0)[:1])
     yield _top_p("a vocabulary of one", torch.zeros(1), 0.0, 1e-6, 0.5)

@@ -46,7 +46,8 @@ class Sampling:
     top_k: int = 0
     """Keep the k most likely tokens; 0 or -1 keeps all."""
     top_p: float = 1.0
-    """Keep the smallest set of most likely tokens whose probability reaches p, at least one; 1 keeps all."""
+    """Keep the smallest set of most likely tokens whose probability reaches p (within 2**-20), of equals the lower ids
+    first, at least one; 1 keeps all."""
     min_p: float = 0.0
     """Keep tokens at least this fraction as likely as the most likely one; 0 keeps all."""
     repetition_penalty: float = 1.0

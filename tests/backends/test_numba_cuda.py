@@ -239,9 +239,7 @@ def test_equal_tokens_are_kept_from_the_lowest_up() -> None:
     NUMBA.kernel("filter_logits.rows").bind((logits, *(c.to(device) for c in controls)), (scores,), {}, None)()
     kept = scores.isfinite()
     for row, expected in ((0, 150), (1, 1350)):
-        count = int(kept[row].sum())
-        assert kept[row].nonzero().flatten().tolist() == list(range(count))
-        assert abs(count - expected) <= 1
+        assert kept[row].nonzero().flatten().tolist() == list(range(expected))
 
 
 def _acceptance(target: torch.Tensor, draft: torch.Tensor, drafted: int) -> Case:
