@@ -127,7 +127,10 @@ def worlds(draw: st.DrawFn) -> World:
         shared = draw(st.integers(0, CAPACITY - 4))
         tail = draw(st.lists(st.integers(0, vocab - 1), min_size=0 if shared else 1, max_size=4))
         max_new = draw(st.sampled_from([1, 2, 5, 9, 17, 100]))
-        requests.append(request((*stem[:shared], *tail), max_new, **draw(samplings(vocab))))
+        prompt, sampling = (*stem[:shared], *tail), draw(samplings(vocab))
+        if len(prompt) >= min(CAPACITY, sampling.get("max_length", CAPACITY)):
+            sampling.pop("prompt_logprobs", None)  # refused where no new token has room
+        requests.append(request(prompt, max_new, **sampling))
     drafts = ["none", "ngram", "good model", "bad model", "same model", "short model", "model of fewer ids"]
     return World(
         model,

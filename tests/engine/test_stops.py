@@ -214,3 +214,13 @@ def test_tokens_that_no_stop_string_names_leave_no_trace() -> None:
 def test_a_stop_string_that_can_never_match_is_refused() -> None:
     with pytest.raises(OptionError, match="half of a surrogate pair at position 1, so it can never match"):
         StopChecker(Sampling(stop="a\ud800"), [])
+
+
+def test_nothing_stops_before_the_least_length_and_something_does_right_after() -> None:
+    for least in ({"min_new_tokens": 2}, {"min_length": 5}):
+        checker = StopChecker(Sampling(stop=["b"], **least), (), prompt_length=3)  # type: ignore[arg-type]
+        assert run(checker, words("b", "b", "b", "c")) == ("bb", 3, "stop")
+
+
+def test_a_stop_tokens_own_text_is_kept_where_it_is_asked_for() -> None:
+    assert run(StopChecker(Sampling(include_stop=True), (7,)), [(1, "a"), (7, "!")]) == ("a!", 2, "stop")
