@@ -13,7 +13,7 @@ from typing import Any
 from slotwise.core.errors import OptionError, nearest
 from slotwise.core.ops import contracts
 from slotwise.core.quantise import SCHEMES
-from slotwise.core.specs import COMPUTING, DType
+from slotwise.core.specs import DType
 
 Preference = tuple[tuple[str, tuple[str, ...]], ...]
 BackendChoice = str | Sequence[str] | Mapping[str, str | Sequence[str]]
@@ -81,7 +81,9 @@ class PlanOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "backend", parse_preference(self.backend))
         if self.dtype is not None:
-            object.__setattr__(self, "dtype", _computing(self.dtype))
+            object.__setattr__(self, "dtype", DType.parse(self.dtype))
+            if not DType.parse(self.dtype).is_float:
+                raise OptionError(f"dtype must be a floating-point type to compute in, is {self.dtype.value}")
         for name, low, high in (
             ("capacity", 0, 2**30),
             ("page_size", 1, 2**16),
@@ -126,20 +128,6 @@ class PlanOptions:
         """Every backend named, in order of first mention, `*` first."""
         ordered = sorted(self.backend, key=lambda item: item[0] != ANY_OP)
         return tuple(dict.fromkeys(name for _, names in ordered for name in names))
-
-
-def _computing(given: str | DType) -> DType:
-    """The dtype that is meant; raises OptionError for one that nothing computes in."""
-    try:
-        found = DType.parse(given)
-    except OptionError:
-        found = None
-    if found is None or found not in COMPUTING:
-        names = [str(each.torch).removeprefix("torch.") for each in COMPUTING]
-        hint = nearest(str(given), names) if found is None else ""
-        shown = given if found is None else found.value
-        raise OptionError(f"dtype must be one of {', '.join(names)} to compute in, is {shown!r}{hint}")
-    return found
 
 
 def option_names() -> tuple[str, ...]:
