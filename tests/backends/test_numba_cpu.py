@@ -63,7 +63,7 @@ def test_a_chain_runs_its_calls_in_order_again_and_again() -> None:
     add = BACKEND.kernel("add")
     a, b, c = torch.ones(3, 40), torch.ones(3, 40), torch.empty(3, 40)
     first, second = add.bind((a, b), (c,), {}, None), add.bind((c, b), (a,), {}, None)
-    chain = Chain([*first.parts, *second.parts], 2)  # type: ignore[attr-defined]
+    chain = Chain([first, second], 2)  # type: ignore[list-item]
     for turn in range(1, 200):
         chain()
         assert a[0, 0] == 1 + 2 * turn
@@ -75,7 +75,7 @@ def test_runs_from_several_python_threads_take_turns() -> None:
 
     def work(found: list[torch.Tensor], number: int) -> None:
         a, b, c = (torch.full((64, 256), float(number)) for _ in range(3))
-        chain = Chain(add.bind((a, b), (c,), {}, None).parts, 2)  # type: ignore[attr-defined]
+        chain = Chain([add.bind((a, b), (c,), {}, None)], 2)  # type: ignore[list-item]
         for _ in range(200):
             chain()
         found.append(c)
@@ -100,7 +100,7 @@ def _in_child(chain: Callable[[], None], c: torch.Tensor, queue: Any) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_gets_threads_of_its_own() -> None:
     a, c = torch.ones(8, 16), torch.empty(8, 16)
-    chain = Chain(BACKEND.kernel("add").bind((a, a), (c,), {}, None).parts, 2)  # type: ignore[attr-defined]
+    chain = Chain([BACKEND.kernel("add").bind((a, a), (c,), {}, None)], 2)  # type: ignore[list-item]
     chain()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -302,7 +302,7 @@ def test_integer_products_are_the_same_by_every_instruction() -> None:
 
 def test_a_record_that_does_not_fit_is_refused() -> None:
     with pytest.raises(BackendError, match="do not fit a record"):
-        Chain(Call(Part("add", 1, (0,) * threads.FIELDS)).parts, 1)
+        Chain([Call(Part("add", 1, (0,) * threads.FIELDS))], 1)
 
 
 def test_float64_is_refused_with_the_reason() -> None:
