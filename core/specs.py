@@ -83,6 +83,8 @@ _TORCH = {
 }
 _DIM = re.compile(r"[0-9]+|[A-Za-z_]\w*(\+[0-9]+)?")
 _FROM_TORCH = {value: key for key, value in _TORCH.items()}
+COMPUTING = (DType.F32, DType.F16, DType.BF16)
+"""What a model can be computed in."""
 _NAMES = {d.value: d for d in DType} | {str(t).removeprefix("torch."): d for d, t in _TORCH.items()}
 
 

@@ -23,7 +23,13 @@ from slotwise.models.config import ConfigReader
 from slotwise.models.rope import Rope, read_rope, rope_section
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -86,7 +92,9 @@ def read_architecture(config: ConfigReader, model_type: str) -> Architecture:
 
 
 def refuse_encoder(config: ConfigReader) -> None:
-    """Raise CheckpointError for a model that reads its input with an encoder."""
+    """Raise CheckpointError for a model that reads its input with an encoder, or looks at what follows a token."""
+    if not config.boolean("is_causal", default=True):
+        raise CheckpointError(f"{config.source}: 'is_causal' is false; only causal decoders are supported")
     if config.boolean("is_encoder_decoder", default=False):
         raise CheckpointError(f"{config.source}: 'is_encoder_decoder' is true; only decoders are supported")
 

@@ -24,13 +24,18 @@ def existing_folder(path: str | os.PathLike[str]) -> Path:
 
     `org/name@revision` is another revision than `main`. Raises `CheckpointError` for all else.
     """
+    if not os.fspath(path):
+        raise CheckpointError("the model's name is empty; give a checkpoint folder ('.' for this one), or ORG/NAME")
     folder = Path(path)
     try:
         mode = folder.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         named = _REPOSITORY.fullmatch(str(path))
         if named is None:
-            raise CheckpointError(f"{path}: expected a checkpoint folder, found nothing that can be opened") from error
+            raise CheckpointError(
+                f"{path}: expected a checkpoint folder, found nothing that can be opened; check the path, or give the "
+                "ORG/NAME of a model that `slotwise get` has downloaded"
+            ) from error
         from slotwise.models.hub import cached_folder  # the library takes a moment to import, and few need it
 
         return cached_folder(named[1], named[2])

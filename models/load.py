@@ -15,15 +15,13 @@ from pathlib import Path
 from slotwise.core.errors import CheckpointError, OptionError
 from slotwise.core.graph import Graph
 from slotwise.core.model import ModelSpec, WeightSource
-from slotwise.core.specs import DType
+from slotwise.core.specs import COMPUTING, DType
 from slotwise.models.architecture import Architecture, architectures, read_architecture
 from slotwise.models.blocks import Sources
 from slotwise.models.checkpoint import WEIGHT_DTYPES, Checkpoint
 from slotwise.models.config import ConfigReader, read_json_object, shown
 from slotwise.models.config_fields import Noted
 from slotwise.models.weights import CheckpointWeights, check_layers, check_tensors, find_sources
-
-_COMPUTING = (DType.F32, DType.F16, DType.BF16)
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ def load_model(
     else what most of its tensors are. Raises CheckpointError for a folder that is damaged, inconsistent or not
     supported.
     """
-    if dtype is not None and dtype not in _COMPUTING:
+    if dtype is not None and dtype not in COMPUTING:
         raise OptionError(
-            f"dtype must be one of {', '.join(d.value for d in _COMPUTING)} to compute in, found {dtype.value}"
+            f"dtype must be one of {', '.join(d.value for d in COMPUTING)} to compute in, found {dtype.value}"
         )
     checkpoint = Checkpoint.open(folder)
     config = checkpoint.reader()
@@ -124,12 +122,13 @@ def _another_type(checkpoint: Checkpoint, model_type: str) -> str:
 
 def _own_dtype(checkpoint: Checkpoint, config: ConfigReader) -> DType:
     """The dtype that the config names (`torch_dtype` before transformers 5), else that of most bytes."""
-    names = tuple(str(d.torch).removeprefix("torch.") for d in _COMPUTING)
+    names = tuple(str(d.torch).removeprefix("torch.") for d in COMPUTING)
     text = config.optional_mapping("text_config")
     for reader in (config, text):
         for key in ("dtype", "torch_dtype"):
-            if reader is not None and reader.has(key):
-                return DType.parse(reader.choice(key, names))
+            if reader is not None and reader.has(key) and reader.fields[key] != "auto":  # what is stored decides
+                plain = {**reader.fields, key: str(reader.fields[key]).removeprefix("torch.")}
+                return DType.parse(ConfigReader(plain, reader.source).choice(key, names))
     sizes: Counter[DType] = Counter()
     for info in checkpoint.tensors.values():
         if info.dtype in WEIGHT_DTYPES:

@@ -124,6 +124,8 @@ class Tokenizer:
 
         Raises `OptionError` for an id that is no integer or lies outside [0, rows).
         """
+        if not isinstance(ids, Iterable):
+            raise OptionError(f"decode takes a list of token ids, found {ids!r:.80}")
         checked = [self._checked(index) for index in ids]
         if skip_special_tokens:
             # The library misses a token whose text the normalizer changes, and forgets none that was special once.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from slotwise.core.errors import PlanError
+from slotwise.core.errors import OptionError, OutputError, PlanError
 from slotwise.plans.checks.plan import verify_plan
 from slotwise.plans.diff import diff_plans
 from slotwise.plans.record import PlanRecord
@@ -34,8 +34,16 @@ class Plan(PlanRecord):
         return plan_to_json(self)
 
     def save(self, path: str | Path) -> None:
-        """Write `to_json()` to `path`."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write `to_json()` to `path`; raises OutputError where that cannot be."""
+        if not isinstance(path, str | Path):
+            raise OptionError(f"a plan is saved to a path, found {path!r}")
+        try:
+            Path(path).write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"plan file {path} cannot be written: {error.strerror or error}; give the path of a file in a folder "
+                "that exists"
+            ) from error
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -48,8 +56,13 @@ class Plan(PlanRecord):
         """Read and verify a plan file; raises PlanError when it is missing, damaged or of another schema."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"plan file {path} cannot be read: {error}") from error
+        except OSError as error:
+            raise PlanError(
+                f"plan file {path} cannot be read: {error.strerror or error}; `slotwise plan show MODEL --save FILE` "
+                "makes one"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise PlanError(f"plan file {path} cannot be read: it is not UTF-8 text, so no plan") from error
         try:
             plan = Plan.from_json(text)
         except PlanError as error:

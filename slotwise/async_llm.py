@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from slotwise.core.errors import RequestError, SlotwiseError
+from slotwise.core.errors import OptionError, RequestError, SlotwiseError
 from slotwise.engine.request import Chunk, Completion, Request
 from slotwise.engine.sampling import Sampling
 from slotwise.engine.sequence import Sequence as Running
@@ -39,6 +39,10 @@ class AsyncLLM:
     """
 
     def __init__(self, llm: LLM) -> None:
+        if not isinstance(llm, LLM):
+            raise OptionError(
+                f"AsyncLLM serves a slotwise.LLM, found {llm!r:.80}; `await AsyncLLM.load(folder)` loads one"
+            )
         self._llm = llm
         self._requests = llm.requests
         self._is_owner = False

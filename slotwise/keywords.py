@@ -43,9 +43,12 @@ def _refusal(function: Callable[..., object], name: str, known: list[str]) -> st
     called = function.__qualname__.removesuffix(".__init__")
     if "template_variables" in known and is_parameter(name):
         refuse_unknown([name])
-    field = nearest_name(name, [each.name for each in fields(Sampling)])
+    asked = [each.name for each in fields(Sampling)]
+    field = nearest_name(name, asked)
     if "sampling" in known and field is not None and nearest_name(name, known) is None:
         return f"{called} has no keyword {name!r}: what is sampled goes into sampling=slotwise.Sampling({field}=...)"
     if "template_variables" in known:
         refuse_unknown([name])
+    if called == "LLM" and (name in asked or name == "max_tokens"):
+        return f"{called} has no keyword {name!r}: it is said with a prompt, as slotwise.Sampling({name}=...)"
     return f"{called} has no keyword {name!r}{nearest(name, known)}; there are {', '.join(known)}"

@@ -109,8 +109,9 @@ class LLM:
         overlap: bool | None = None,
         progress: bool | None = None,
     ) -> None:
-        if overlap is not None and not isinstance(overlap, bool):
-            raise OptionError(f"overlap must be true, false or None, is {overlap!r}")
+        for name, value in (("overlap", overlap), ("progress", progress)):
+            if value is not None and not isinstance(value, bool):
+                raise OptionError(f"{name} must be true, false or None, is {value!r}")
         if threads is not None:
             if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
                 raise OptionError(f"threads must be an integer from 1 to 1024, is {threads!r}")
@@ -380,6 +381,7 @@ class LLM:
         gc.collect()  # an engine and its observers know each other
 
     def __enter__(self) -> LLM:
+        self._engine.engine  # noqa: B018  a closed model is refused where it is entered, not at its first use
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and one line."""
-        if self._subparsers is None and message.startswith("the following arguments are required"):
+        if message.startswith("the following arguments are required"):
             # A mistyped option may be why something else is missing; it is the better thing to say.
             for word in self._words:
                 if word.startswith("--") and len(word) > 2 and not self._get_option_tuples(word.partition("=")[0]):

@@ -29,6 +29,13 @@ def add_parser(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Download and print the folder."""
+    from slotwise.core.errors import OptionError
+    from slotwise.models.folder import is_repository
+
+    name, _, revision = parsed.repository.partition("@")
+    if revision or not is_repository(name):
+        hint = f"; say --revision {revision}" if revision and is_repository(name) else ""
+        raise OptionError(f"{parsed.repository!r} is no name of a model on a hub, expected ORG/NAME{hint}")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the library reads it when it is imported
 

@@ -103,8 +103,12 @@ def read_recording(path: str | Path) -> Recording:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordingError(f"recording {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise RecordingError(
+            f"recording {path} cannot be read: {error.strerror or error}; `slotwise generate --record FILE` makes one"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecordingError(f"recording {path} cannot be read: it is not UTF-8 text, so no recording") from error
     lines = text.split("\n")
     is_cut = lines[-1] != ""
     lines = [line for line in lines if line]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from slotwise.core.errors import CheckpointError
 from slotwise.models.architecture import architectures, read_architecture
 from slotwise.models.config import ConfigReader
 from slotwise.models.config_fields import ROPE_KEYS, WITHOUT_MEANING, Noted
@@ -114,6 +115,33 @@ def test_a_field_that_is_not_in_force_may_have_any_value(case: str, tmp_path: Pa
     model.save_pretrained(tmp_path)
     rewrite(tmp_path, lambda config: config.update(values))
     assert_close(our_logits(load_model(tmp_path))(tokens()), their_logits(model, tokens()))
+
+
+OTHER_WORDS: dict[str, tuple[Model, dict[str, Any]]] = {
+    "swish": (Model("LlamaConfig", {"hidden_act": "silu"}), {"hidden_act": "swish"}),
+    "gelu_new": (Model("LlamaConfig", {"hidden_act": "gelu_new"}), {}),
+    "torch.float32": (Model("LlamaConfig"), {"dtype": None, "torch_dtype": "torch.float32"}),
+    "auto": (Model("LlamaConfig"), {"dtype": "auto"}),
+}
+
+
+@pytest.mark.parametrize("word", OTHER_WORDS)
+def test_another_word_for_the_same_is_understood(word: str, tmp_path: Path) -> None:
+    source, values = OTHER_WORDS[word]
+    model = source.build()
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda config: config.update(values))
+    loaded = load_model(tmp_path)
+    assert loaded.spec.dtype.torch == torch.float32
+    assert_close(our_logits(loaded)(tokens()), their_logits(model, tokens()))
+
+
+def test_a_model_that_looks_ahead_is_refused(tmp_path: Path) -> None:
+    """transformers gives any decoder whose config says so a mask without an order."""
+    Model("LlamaConfig").build().save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda config: config.update(is_causal=False))
+    with pytest.raises(CheckpointError, match="'is_causal' is false; only causal decoders"):
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["default", "mrope"])

@@ -253,7 +253,10 @@ CONFIGS: dict[str, tuple[Config, str]] = {
         {"head_dim": None, "hidden_size": 13},
         "'hidden_size' must be a multiple of 'num_attention_heads' unless 'head_dim' is given, found 13 and 6",
     ),
-    "activation": ({"hidden_act": "relu"}, "'hidden_act' must be one of silu, gelu, gelu_pytorch_tanh"),
+    "activation": (
+        {"hidden_act": "relu"},
+        "'hidden_act' must be one of silu, swish, gelu, gelu_pytorch_tanh, gelu_new",
+    ),
     "epsilon": ({"rms_norm_eps": -1}, "'rms_norm_eps' must be a number from 0 to 1"),
     "biases that are not stored": (
         {"attention_bias": True},

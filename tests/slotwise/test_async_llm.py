@@ -148,6 +148,8 @@ def test_what_cannot_be_loaded_is_raised_where_it_is_awaited(tmp_path: Path, sto
             await AsyncLLM.load(tmp_path / "nowhere")
         with pytest.raises(OptionError, match=r"LLM has no keyword 'capcity' \(did you mean 'capacity'\?\)"):
             await AsyncLLM.load(stories, capcity=64)
+        with pytest.raises(OptionError, match=r"serves a slotwise\.LLM, found '.*'; `await AsyncLLM\.load\(folder\)`"):
+            AsyncLLM(str(stories))  # type: ignore[arg-type]
 
     asyncio.run(main())
 

@@ -88,6 +88,13 @@ LOADING = [
     ({"dtype": "float33"}, ["float33", "float32"]),
     ({"dtype": "int32"}, ["dtype", "float"]),
     ({"dtype": 32}, ["dtype", "32"]),
+    ({"dtype": "float8"}, ["float8"]),
+    ({"dtype": "float64"}, ["one of f32, f16, bf16 to compute in, found f64"]),
+    ({"progress": "bar"}, ["progress must be true, false or None, is 'bar'"]),
+    ({"model": ""}, ["the model's name is empty", "'.' for this one"]),
+    ({"seed": 7}, ["no keyword 'seed'", "with a prompt, as slotwise.Sampling(seed=...)"]),
+    ({"max_tokens": 7}, ["no keyword 'max_tokens'", "slotwise.Sampling(max_tokens=...)"]),
+    ({"plan": "{empty}"}, ["empty cannot be read: Is a directory", "`slotwise plan show MODEL --save FILE` makes one"]),
     ({"threads": 0}, ["threads must be an integer from 1 to 1024, is 0"]),
     ({"plan": "{nowhere}"}, ["plan file", "cannot be read"]),
     ({"plan": "{no_plan}"}, ["plan file", "'slotwise_plan' is missing"]),
@@ -185,6 +192,10 @@ ASKING: list[tuple[Callable[[LLM], object], list[str]]] = [
     (lambda llm: llm.logits([]), ["the prompt has no tokens"]),
     (lambda llm: llm.logits([5] * 193), ["193 tokens, the capacity is 192"]),
     (lambda llm: llm.logits("Once"), ["token ids must be integers, found 'O'"]),  # type: ignore[arg-type]
+    (lambda llm: llm.tokenizer.decode(5), ["decode takes a list of token ids, found 5"]),  # type: ignore[arg-type]
+    (lambda llm: llm.tokenizer.decode(None), ["decode takes a list of token ids, found None"]),  # type: ignore[arg-type]
+    (lambda llm: llm.plan().save("nowhere/plan.json"), ["nowhere/plan.json cannot be written: No such file or dir"]),
+    (lambda llm: llm.plan().save(None), ["a plan is saved to a path, found None"]),  # type: ignore[arg-type]
     (lambda llm: llm.plan(capacity=10**6), ["capacity 1000000 is more than the 512 positions of stories"]),
 ]
 

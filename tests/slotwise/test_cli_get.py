@@ -68,7 +68,6 @@ def test_what_cannot_be_had_is_one_line_and_code_1(hub: Hub, tmp_path: Path) -> 
     cases = {
         "has no model of that name": slotwise(hub, tmp_path, "get", "nobody/model"),
         "has no revision 'v2'": slotwise(hub, tmp_path, "get", NAME, "--revision", "v2"),
-        "is no name of a repository": slotwise(hub, tmp_path, "get", "a/b/c"),
         "HF_HUB_OFFLINE is set": slotwise(hub, tmp_path, "get", NAME, HF_HUB_OFFLINE="1"),
         "cannot be reached": slotwise(hub, tmp_path, "get", NAME, HF_ENDPOINT="http://127.0.0.1:9"),
         "cannot be written": slotwise(hub, blocked, "get", NAME),
@@ -79,6 +78,16 @@ def test_what_cannot_be_had_is_one_line_and_code_1(hub: Hub, tmp_path: Path) -> 
         assert found.stderr.splitlines()[-1].startswith("slotwise get: error: ")
         assert "Traceback" not in found.stderr
         assert found.stdout == ""
+
+
+def test_only_names_that_a_model_is_found_by_later_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    hub.asked.clear()
+    for name, hint in (("a/b/c", "ORG/NAME\n"), ("model", "ORG/NAME\n"), (f"{NAME}@v2", "; say --revision v2\n")):
+        found = slotwise(hub, tmp_path, "get", name)
+        assert (found.returncode, found.stdout) == (2, "")
+        assert found.stderr.startswith(f"slotwise get: error: {name!r} is no name of a model on a hub")
+        assert found.stderr.endswith(hint)
+    assert hub.asked == []
 
 
 def test_the_module_that_looks_models_up_imports_no_library_by_itself() -> None:

@@ -77,6 +77,8 @@ def test_a_closed_model_refuses_what_needs_its_memory_and_answers_the_rest(model
         with pytest.raises(RequestError, match="this model was closed") as caught:
             ask(model)
         assert "load it again" in str(caught.value), name
+    with pytest.raises(RequestError, match="this model was closed"), model:
+        pass
     several = model.generate([STORY, "The dog"])
     assert [each.finish_reason for each in several] == ["error", "error"]
     assert model.plan().target.model == "stories"

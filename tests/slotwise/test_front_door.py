@@ -102,6 +102,8 @@ def test_records_of_the_api_can_be_pickled() -> None:
 
 
 WRONG = [
+    ("--verson", "slotwise: error: there is no option --verson (did you mean '--version'?)"),
+    ("--jsn generate m", "slotwise: error: there is no option --jsn"),
     ("genrate", "slotwise: error: argument COMMAND: 'genrate' is not known (did you mean 'generate'?)"),
     ("plan shwo x", "slotwise plan: error: argument PART: 'shwo' is not known (did you mean 'show'?)"),
     ("generate m --capcity 4", "slotwise generate: error: there is no option --capcity (did you mean '--capacity'?)"),
