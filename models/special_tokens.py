@@ -149,6 +149,10 @@ def _missing(
         # Of added_tokens.json transformers takes what tokenizer.json has no token for; the rest comes last here.
         if not lists_tokens and (index in ids.values() or index <= ids.get(each.entry.content, -1)):
             last.append(each)
+            # It is added before tokenizer.json's own token, and what was special once stays so.
+            if known is not None and not known.special and each.entry.special and index not in ids.values():
+                present[each.entry.content] = token = _special(known)
+                yield token
             continue
         # transformers lets its library read tokenizer.json, and what that has held special it holds special for good.
         for_good = known is not None and known.special and not rebuilt
@@ -157,16 +161,8 @@ def _missing(
         yield token
     for content in sorted(named & present.keys()):
         if not present[content].special:
-            token = present[content]
-            present[content] = AddedToken(
-                content,
-                special=True,
-                normalized=token.normalized,
-                lstrip=token.lstrip,
-                rstrip=token.rstrip,
-                single_word=token.single_word,
-            )
-            yield present[content]
+            present[content] = token = _special(present[content])
+            yield token
     settled = set(present)
     seen: set[TokenEntry] = set()
     for each in (*declared.named, *defaults, *declared.unnamed):
@@ -181,6 +177,18 @@ def _missing(
             special = each.entry.special or each.entry.content in named
             present[each.entry.content] = token = each.entry.added(special=special)
             yield token
+
+
+def _special(token: AddedToken) -> AddedToken:
+    """`token` as a special one, with its other flags."""
+    return AddedToken(
+        token.content,
+        special=True,
+        normalized=token.normalized,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+    )
 
 
 def _add(backend: Tokenizer, tokens: list[AddedToken]) -> None:

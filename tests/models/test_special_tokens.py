@@ -75,6 +75,11 @@ PLACES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[AddedToken, ...]]]
     "a name with flags": ({"pad_token": {"__type": "AddedToken", "content": "<hid>", "lstrip": True}}, {}, ()),
     "a model's own name": ({"image_token": "<hid>"}, {}, ()),
     "additional_special_tokens": ({"additional_special_tokens": ["<hid>", "<two>"]}, {}, ()),
+    "added_tokens.json before tokenizer.json": (
+        {},
+        {"special_tokens_map.json": {"extra_special_tokens": ["<hid>"]}, "added_tokens.json": {"<hid>": 5}},
+        (SHOWN,),
+    ),
     "extra_special_tokens, a list": ({"extra_special_tokens": ["<hid>", "<two>"]}, {}, ()),
     "extra_special_tokens, a mapping": ({"extra_special_tokens": {"tool_token": "<hid>", "two": "<two>"}}, {}, ()),
     "a mapping that overrules a name": ({"extra_special_tokens": {"eos_token": "<hid>"}}, {}, ()),
