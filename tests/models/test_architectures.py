@@ -103,6 +103,16 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
     assert_close(our_logits(load_model(tmp_path))(tokens()), their_logits(model, tokens()))
 
 
+@pytest.mark.parametrize("kinds", [("full", "sliding"), ("sliding", "full"), ("full", "full")], ids=str)
+def test_a_mistral_with_layer_types_is_what_transformers_loads_it_as(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    named = [f"{kind}_attention" for kind in kinds]
+    Model("MistralConfig", {"sliding_window": 7, "layer_types": named}).build().save_pretrained(tmp_path)
+    # Of its own the class gives every layer the window; from a folder it is loaded as another, which reads the types.
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert type(model).__name__ == "MinistralForCausalLM"
+    assert_close(our_logits(load_model(tmp_path))(tokens()), their_logits(model, tokens()))
+
+
 @pytest.mark.parametrize("case", GREEDY)
 def test_64_greedy_tokens_equal_transformers(case: str, tmp_path: Path) -> None:
     model = MODELS[case].build()
