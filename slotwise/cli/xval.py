@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
     extent.add_argument(
         "--quick",
         action="store_true",
-        help="every kernel and dtype once, about a minute (the default without --plan and --case)",
+        help="every kernel and dtype once, about two minutes (the default without --plan and --case)",
     )
     extent.add_argument("--all", action="store_true", help="every case")
     many = parser.add_argument_group("filters (each may be repeated; op and case are patterns, * for any)")

@@ -67,23 +67,25 @@ def _is_taken(job: Job) -> bool:
 
 
 def seconds_for(jobs: Sequence[Job]) -> float:
-    """About how long the jobs take: for each backend, how many it has times what its middle one takes here.
+    """About how long the jobs take: for each backend, how many it has times what a few of them take here on average.
 
-    Middle by work; it is run twice, since the first run may compile.
+    The few are spread evenly over the work, and each is run once: a first run also makes what a kernel needs.
     """
     by_backend: dict[str, list[Job]] = {}
     for job in jobs:
         by_backend.setdefault(job.backend.name, []).append(job)
     total = 0.0
     for several in by_backend.values():
-        middle = sorted(several, key=lambda job: job.work)[len(several) // 2]
-        for _ in range(2):
-            start = time.perf_counter()
-            try_case(middle.kernel, middle.contract, middle.case, middle.dtype, device=middle.backend.device)
-            seconds = time.perf_counter() - start
-        total += ROWS_TOO * seconds * len(several)
+        ordered = sorted(several, key=lambda job: job.work)
+        few = ordered[len(ordered) // (2 * TRIED) :: max(1, len(ordered) // TRIED)][:TRIED]
+        start = time.perf_counter()
+        for job in few:
+            try_case(job.kernel, job.contract, job.case, job.dtype, device=job.backend.device)
+        total += ROWS_TOO * (time.perf_counter() - start) / len(few) * len(several)
     return total
 
 
+TRIED = 5
+"""Jobs of a backend that the estimate runs."""
 ROWS_TOO = 4
 """How much longer a job takes than its first check, on average: most are tried for row invariance too."""
